@@ -1,0 +1,1 @@
+"""The configuration groups, shipped as the package ``eigenexp.conf``."""

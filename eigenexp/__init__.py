@@ -1,0 +1,58 @@
+"""eigenexp: the image changes a vision model feels most and least.
+
+Three doors to one engine: :class:`Eigendistortion` (a drop-in for plenoptic's),
+:class:`EigendistortionModule` (for ``lightning.Trainer``) and :func:`solve` with
+:class:`FisherOperator` (the bare engine). Every name loads when first used, so that
+``import eigenexp`` stays fast.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AtomicCheckpointIO": "eigenexp.checkpoints",
+    "ConvergenceLogging": "eigenexp.callbacks",
+    "ConvergenceStopping": "eigenexp.callbacks",
+    "DenseOperator": "eigenexp.operators",
+    "DistortionPictures": "eigenexp.callbacks",
+    "Eigendistortion": "eigenexp.eigendistortion",
+    "EigendistortionModule": "eigenexp.lightning_module",
+    "EigenexpError": "eigenexp.errors",
+    "FisherOperator": "eigenexp.operators",
+    "JacobianOperator": "eigenexp.operators",
+    "LoadWarning": "eigenexp.eigendistortion",
+    "MLflowLogger": "eigenexp.tracking",
+    "PairStatus": "eigenexp.spectrum",
+    "Picture": "eigenexp.images",
+    "SolverCheckpoint": "eigenexp.callbacks",
+    "SolverProgressBar": "eigenexp.callbacks",
+    "Spectrum": "eigenexp.spectrum",
+    "StopReason": "eigenexp.spectrum",
+    "examine_saved_synthesis": "eigenexp.eigendistortion",
+    "load_picture": "eigenexp.images",
+    "remove_grad": "eigenexp.eigendistortion",
+    "set_seed": "eigenexp.eigendistortion",
+    "solve": "eigenexp.eigensolvers",
+    "validate_image": "eigenexp.eigendistortion",
+    "validate_model": "eigenexp.eigendistortion",
+}
+_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "tracking")
+
+__all__ = [*_HOMES, *_MODULES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"eigenexp.{name}")
+    else:
+        raise AttributeError(f"module 'eigenexp' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,379 @@
+"""The ask/tell contract every eigensolver keeps.
+
+    solver = Lanczos(n, k=5, which="both", tol=1e-6, seed=0)
+    while not solver.done:
+        block = solver.ask()                # (n, b)
+        solver.tell(operator @ block)
+    spectrum = solver.result()
+
+A solver is frozen settings plus explicit state. It knows tensors only: no model, no file, no
+logger. Its state can be saved after any ``tell`` and the rest of the run is then bit-identical.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from eigenexp.errors import CheckpointError, InputError, InputTypeError, ProductError
+from eigenexp.spectrum import Spectrum, StopReason
+
+__all__ = ["Eigensolver", "Progress", "Request", "Settings", "Which"]
+
+Which = Literal["top", "bottom", "both"]
+Request = Literal["fisher", "jacobian", "adjoint"]
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked of a solver; never changes.
+
+    Attributes
+    ----------
+    n
+        Order of F: the number of picture values.
+    k
+        Eigenpairs wanted at each wanted end.
+    which
+        ``"top"``, ``"bottom"`` or ``"both"``.
+    tol
+        A pair may converge when ‖Fv − θv‖ ≤ tol · λmax.
+    seed
+        Seeds the solver's own generator; the global random state is never touched.
+    max_products
+        Budget of products (columns of F·V); ``None`` for no limit.
+    rank_bound
+        Known upper bound of the rank of F (the number m of responses, where m < n): proves a
+        null space of dimension n − rank_bound.
+    image_shape
+        ``(C, H, W)`` of the picture, where there is one; preconditioners use it.
+    """
+
+    n: int
+    k: int = 1
+    which: Which = "both"
+    tol: float = 1e-4
+    seed: int = 0
+    max_products: int | None = None
+    rank_bound: int | None = None
+    image_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise InputError(f"n: expected at least 1 picture value, got {self.n}")
+        if not 1 <= self.k <= self.n:
+            raise InputError(
+                f"k: expected 1 to n = {self.n} eigenpairs, got {self.k}; ask for fewer pairs or "
+                "use a larger picture"
+            )
+        if self.which not in ("top", "bottom", "both"):
+            raise InputError(f"which: expected 'top', 'bottom' or 'both', got {self.which!r}")
+        if not self.tol > 0:
+            raise InputError(f"tol: expected a positive number, got {self.tol}")
+        if self.max_products is not None and self.max_products < 1:
+            raise InputError(f"max_products: expected at least 1 or None, got {self.max_products}")
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """Places of the wanted pairs in the whole spectrum, increasing (0 is the largest)."""
+        top = range(self.k) if self.which != "bottom" else range(0)
+        bottom = range(self.n - self.k, self.n) if self.which != "top" else range(0)
+        return tuple(sorted({*top, *bottom}))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a solver is; cheap to make after every ``tell``.
+
+    ``eigenvalues`` (Ritz values, decreasing), ``residuals`` (absolute, estimated where no true
+    product is at hand) and ``eigenindex`` have one entry a wanted pair known so far. Before the
+    first estimate the tensors are empty and ``worst`` is infinite.
+    """
+
+    eigenvalues: Tensor
+    residuals: Tensor
+    eigenindex: Tensor
+    scale: float
+    tol: float
+    num_products: int
+    phase: str
+
+    @property
+    def worst(self) -> float:
+        """Largest ‖Fv − θv‖ / λmax over the wanted pairs."""
+        if len(self.residuals) == 0 or not self.scale > 0:
+            return float("inf")
+        return float(self.residuals.max()) / self.scale
+
+
+class Eigensolver(abc.ABC):
+    """Base of all eigensolvers: validation, counting, state; subclasses do the mathematics.
+
+    A subclass implements ``_ask``, ``_tell``, ``progress``, ``result``, ``_export_state`` and
+    ``_import_state``. Random numbers come from :meth:`_randn` alone (drawn on the CPU, so equal on
+    every device). ``_tell`` must either finish or leave the state as it was.
+
+    Parameters
+    ----------
+    n, k, which, tol, seed, max_products, rank_bound, image_shape
+        See :class:`Settings`.
+    dtype, device
+        Of the blocks asked for and the products told: the model's own. Small projected problems
+        are solved in float64 whatever the dtype.
+    start
+        ``(n, s)`` vectors worth trying first (the picture and the constant, for gain control), or
+        ``None``. Need not be orthogonal.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        k: int = 1,
+        which: Which = "both",
+        tol: float = 1e-4,
+        seed: int = 0,
+        max_products: int | None = None,
+        rank_bound: int | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        start: Tensor | None = None,
+    ) -> None:
+        self.settings = Settings(
+            n=n,
+            k=k,
+            which=which,
+            tol=tol,
+            seed=seed,
+            max_products=max_products,
+            rank_bound=rank_bound,
+            image_shape=None if image_shape is None else tuple(image_shape),
+        )
+        if dtype not in (torch.float32, torch.float64):
+            raise InputTypeError(
+                f"dtype: expected torch.float32 or torch.float64, got {dtype}; solve in float32"
+            )
+        self.dtype = dtype
+        self.device = torch.device(device)
+        if start is not None:
+            if start.ndim != 2 or start.shape[0] != n:
+                raise InputError(f"start: expected shape ({n}, s), got {tuple(start.shape)}")
+            start = start.detach().to(dtype=dtype, device=self.device, copy=True)
+        self.start = start
+        self._generator = torch.Generator(device="cpu").manual_seed(seed)
+        self._num_products = 0
+        self._num_verification_products = 0
+        self._stop_reason: StopReason | None = None
+        self._pending: Tensor | None = None
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    @property
+    def request(self) -> Request:
+        """What ``tell`` expects for the block asked.
+
+        ``"fisher"``: F·V; ``"jacobian"``: J·V; ``"adjoint"``: Jᵀ·U (the block is then ``(m, b)``).
+        """
+        return "fisher"
+
+    def ask(self) -> Tensor:
+        """Return the next block ``(n, b)``; the same one until it is told.
+
+        Raises
+        ------
+        RuntimeError
+            When the solver is done.
+        """
+        if self.done:
+            raise RuntimeError(f"ask: the solver is done ({self._stop_reason}); read result()")
+        if self._pending is None:
+            self._pending = self._ask()
+        return self._pending.clone()
+
+    def tell(self, products: Tensor, responses: Tensor | None = None) -> None:
+        """Take the products of the block last asked for; arguments are not changed.
+
+        Parameters
+        ----------
+        products
+            ``(n, b)``: F·V (see :attr:`request` for the exceptions).
+        responses
+            ``(m, b)``: J·V, where at hand. Eigenvalues are then read as ‖Jv‖², which has no
+            cancellation.
+
+        Raises
+        ------
+        ProductError
+            When nothing was asked, or the products have the wrong shape, dtype or device, hold
+            NaN or inf, or cannot come from a symmetric operator. The state stays as it was.
+        """
+        block = self._pending
+        if block is None:
+            raise ProductError("tell: expected ask() before tell(), got products nobody asked for")
+        self._check_products(products, block)
+        if responses is not None and (responses.ndim != 2 or responses.shape[1] != block.shape[1]):
+            raise ProductError(
+                f"tell: expected responses of shape (m, {block.shape[1]}), "
+                f"got {tuple(responses.shape)}"
+            )
+        self._tell(block, products, responses)
+        self._pending = None
+        budget = self.settings.max_products
+        if self._stop_reason is None and budget is not None and self._num_products >= budget:
+            self._stop_reason = StopReason.MAX_PRODUCTS
+
+    def _check_products(self, products: Tensor, block: Tensor) -> None:
+        # "jacobian" and "adjoint" requests change the first dimension; only b is fixed then.
+        fits = products.ndim == 2 and products.shape[1] == block.shape[1]
+        if self.request == "fisher":
+            fits = fits and products.shape[0] == block.shape[0]
+        if not fits:
+            raise ProductError(
+                f"tell: expected products of shape {tuple(block.shape)}, as asked, "
+                f"got {tuple(products.shape)}"
+            )
+        if products.dtype != block.dtype or products.device != block.device:
+            raise ProductError(
+                f"tell: expected products in {block.dtype} on {block.device}, "
+                f"got {products.dtype} on {products.device}"
+            )
+        if not bool(torch.isfinite(products).all()):
+            raise ProductError(
+                "tell: expected finite products, got NaN or inf; the last good state is kept. "
+                "Look for 0/0 or sqrt(0) in the model at this picture, or solve in float64"
+            )
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to ask."""
+        return self._stop_reason is not None
+
+    @property
+    def stop_reason(self) -> StopReason:
+        """Why the solver stopped, or ``StopReason.RUNNING``."""
+        return self._stop_reason or StopReason.RUNNING
+
+    @property
+    def num_products(self) -> int:
+        """Products (columns) told so far, verification included."""
+        return self._num_products
+
+    @property
+    def num_verification_products(self) -> int:
+        """Products spent only on the proof that the pairs are extremal."""
+        return self._num_verification_products
+
+    @property
+    @abc.abstractmethod
+    def block_size(self) -> int:
+        """Largest number of columns ``ask`` ever returns."""
+
+    @abc.abstractmethod
+    def progress(self) -> Progress:
+        """Return Ritz values and residuals of the wanted pairs; costs no product."""
+
+    @abc.abstractmethod
+    def result(self) -> Spectrum:
+        """Return the best pairs so far with their certificates; valid at any time.
+
+        Eigenvectors are ``(k, n)``. Pairs that are not proven carry another status than
+        ``converged``.
+        """
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state as tensors and plain containers (``weights_only`` loadable).
+
+        Tensors are copies. Valid after any ``tell``.
+        """
+        return {
+            "version": STATE_VERSION,
+            "name": self.name,
+            "settings": _plain(asdict(self.settings)),
+            "dtype": str(self.dtype),
+            "generator": self._generator.get_state(),
+            "num_products": self._num_products,
+            "num_verification_products": self._num_verification_products,
+            "stop_reason": None if self._stop_reason is None else self._stop_reason.value,
+            "pending": None if self._pending is None else self._pending.clone(),
+            "state": self._export_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``.
+
+        ``tol`` and ``max_products`` may differ from the saved run: the solver then goes on under
+        its own. Everything else must be equal.
+
+        Raises
+        ------
+        CheckpointError
+            When the state belongs to another method, size, end or dtype.
+        """
+        if state.get("version") != STATE_VERSION or state.get("name") != self.name:
+            raise CheckpointError(
+                f"state: expected {self.name!r} version {STATE_VERSION}, got "
+                f"{state.get('name')!r} version {state.get('version')}; resume with that method"
+            )
+        saved, own = dict(state["settings"]), _plain(asdict(self.settings))
+        for key in ("n", "k", "which", "image_shape"):
+            if saved[key] != own[key]:
+                raise CheckpointError(
+                    f"state: expected {key} = {own[key]}, got {saved[key]}; resume with the "
+                    "settings of the saved run"
+                )
+        self._generator.set_state(state["generator"].to(device="cpu", dtype=torch.uint8))
+        self._num_products = int(state["num_products"])
+        self._num_verification_products = int(state["num_verification_products"])
+        reason = state["stop_reason"]
+        self._stop_reason = None if reason is None else StopReason(reason)
+        pending = state["pending"]
+        self._pending = None if pending is None else self._own(pending)
+        self._import_state(state["state"])
+        if any(saved[key] != own[key] for key in ("tol", "max_products")):
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Go on after ``tol`` or ``max_products`` changed; subclasses re-test convergence."""
+        if self._num_products < (self.settings.max_products or self._num_products + 1):
+            self._stop_reason = None
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """Copy a loaded tensor to this solver's device, floating ones to its dtype."""
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to(device=self.device, dtype=dtype, copy=True)
+
+    def _randn(self, *shape: int) -> Tensor:
+        """Draw standard normal numbers, equal on every device, in this solver's dtype."""
+        drawn = torch.randn(*shape, generator=self._generator, dtype=torch.float64)
+        return drawn.to(device=self.device, dtype=self.dtype)
+
+    # -- for subclasses ------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _ask(self) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None: ...
+
+    @abc.abstractmethod
+    def _export_state(self) -> dict[str, Any]: ...
+
+    @abc.abstractmethod
+    def _import_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Tuples become lists, so that a state survives any plain container format unchanged."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}

@@ -1,0 +1,287 @@
+"""The result of a solve: eigenpairs of the Fisher information, each with its certificate."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from eigenexp.errors import CheckpointError, InputError
+
+__all__ = ["PairStatus", "Spectrum", "StopReason"]
+
+SCHEMA_VERSION = 1
+
+
+class StopReason(enum.StrEnum):
+    """Why a solver stopped; ``message`` says it in words and what to try next."""
+
+    RUNNING = "running"
+    CONVERGED = "converged"
+    MAX_PRODUCTS = "max_products"
+    FLOOR = "floor"
+    STAGNATED = "stagnated"
+    BREAKDOWN = "breakdown"
+
+    @property
+    def message(self) -> str:
+        """One sentence: what happened, and what to do where something can be done."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    StopReason.RUNNING: "not finished: the values are the best so far; go on to let them converge",
+    StopReason.CONVERGED: "every wanted pair is converged and verified to be extremal",
+    StopReason.MAX_PRODUCTS: (
+        "the budget of products is spent before every pair converged; raise max_products or tol, "
+        "or resume"
+    ),
+    StopReason.FLOOR: (
+        "the residuals rest at the rounding floor of this dtype above tol; solve in float64 or "
+        "raise tol"
+    ),
+    StopReason.STAGNATED: (
+        "the residuals stopped falling above tol; try method='auto', a larger basis or a larger tol"
+    ),
+    StopReason.BREAKDOWN: (
+        "the search space cannot be extended: every direction left is numerically in it; the "
+        "pairs are the best this operator allows"
+    ),
+}
+
+
+class PairStatus(enum.StrEnum):
+    """What is known about one eigenpair."""
+
+    CONVERGED = "converged"
+    """Residual at most ``tol * λmax`` from a real product, and verified to be extremal."""
+    UNVERIFIED = "unverified"
+    """Residual at most ``tol * λmax``, but a pair beyond it may have been missed."""
+    UNCONVERGED = "unconverged"
+    """Residual above ``tol * λmax``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Eigenpairs of a Fisher information matrix F = JᵀJ, in decreasing order.
+
+    Attributes
+    ----------
+    eigenvalues
+        ``(k,)``, decreasing; measured as ‖Jv‖² where the response was at hand.
+    eigenvectors
+        ``(k, *image_shape)``, unit 2-norm each, signs arbitrary; ``(k, n)`` from a bare solver.
+    eigenindex
+        ``(k,)`` int64: place of each pair in the whole spectrum, 0 the largest, n − 1 the smallest.
+    residuals
+        ``(k,)``: ‖Fv − λv‖, absolute. Divide by ``scale`` for the relative one.
+    error_bounds
+        ``(k,)``: some true eigenvalue lies within this distance (residual, or Kato-Temple where
+        the gap is known).
+    status
+        One :class:`PairStatus` a pair.
+    stop_reason
+        Why the solve stopped.
+    scale
+        The estimate of λmax against which ``tol`` was measured.
+    tol
+        The tolerance asked for: a pair may converge when its residual is at most ``tol * scale``.
+    num_products
+        Products F·v used, verification included.
+    num_verification_products
+        Those of them spent only on the proof that the pairs are the extremal ones.
+    null_space_dimension
+        Known lower bound of the dimension of F's null space; 0 when none is known.
+    method
+        The solver's name.
+    notes
+        Sentences about choices made on the way (``auto``), or doubts.
+    metadata
+        Plain, JSON-ready facts about where this came from.
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    eigenindex: Tensor
+    residuals: Tensor
+    error_bounds: Tensor
+    status: tuple[PairStatus, ...]
+    stop_reason: StopReason
+    scale: float
+    tol: float
+    num_products: int
+    num_verification_products: int = 0
+    null_space_dimension: int = 0
+    method: str = ""
+    notes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        k = len(self.eigenvalues)
+        lengths = {
+            "eigenvectors": len(self.eigenvectors),
+            "eigenindex": len(self.eigenindex),
+            "residuals": len(self.residuals),
+            "error_bounds": len(self.error_bounds),
+            "status": len(self.status),
+        }
+        wrong = {name: length for name, length in lengths.items() if length != k}
+        if wrong:
+            raise InputError(f"expected {k} entries in each field, one an eigenvalue; got {wrong}")
+
+    def __len__(self) -> int:
+        return len(self.eigenvalues)
+
+    @property
+    def converged(self) -> Tensor:
+        """``(k,)`` bool: which pairs are converged *and* verified to be the extremal ones."""
+        return torch.tensor([s is PairStatus.CONVERGED for s in self.status], dtype=torch.bool)
+
+    @property
+    def relative_residuals(self) -> Tensor:
+        """``(k,)``: ‖Fv − λv‖ / λmax, the quantity compared with ``tol``."""
+        return self.residuals / self.scale if self.scale > 0 else self.residuals
+
+    @property
+    def num_pixels(self) -> int:
+        """Number n of picture values, the order of F."""
+        return self.eigenvectors[0].numel() if len(self) else 0
+
+    def reshape(self, image_shape: Sequence[int]) -> Self:
+        """Return the same spectrum with eigenvectors shaped ``(k, *image_shape)``."""
+        return replace(self, eigenvectors=self.eigenvectors.reshape(len(self), *image_shape))
+
+    def with_metadata(self, metadata: Mapping[str, Any]) -> Self:
+        """Return the same spectrum with ``metadata`` added (the new value wins)."""
+        return replace(self, metadata={**self.metadata, **metadata})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one plain dict a pair, ready for a table or a CSV file."""
+        return [
+            {
+                "index": int(self.eigenindex[i]),
+                "eigenvalue": float(self.eigenvalues[i]),
+                "residual": float(self.residuals[i]),
+                "relative_residual": float(self.relative_residuals[i]),
+                "error_bound": float(self.error_bounds[i]),
+                "status": self.status[i].value,
+                "num_products": self.num_products,
+            }
+            for i in range(len(self))
+        ]
+
+    def __str__(self) -> str:
+        head = f"{'index':>8} {'eigenvalue':>14} {'residual/λmax':>14} {'error bound':>12}  status"
+        lines = [head]
+        for row in self.rows():
+            lines.append(
+                f"{row['index']:>8} {row['eigenvalue']:>14.7g} {row['relative_residual']:>14.2e} "
+                f"{row['error_bound']:>12.2e}  {row['status']}"
+            )
+        lines.append(
+            f"{self.method or 'solver'}: {self.num_products} products "
+            f"({self.num_verification_products} of them verification); {self.stop_reason.message}"
+        )
+        return "\n".join(lines)
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write ``path`` (safetensors, metadata as JSON in its header), atomically.
+
+        Raises
+        ------
+        OSError
+            When the folder cannot be written.
+        """
+        from safetensors.torch import save
+
+        header = {
+            "eigenexp.spectrum": json.dumps(
+                {
+                    "schema_version": SCHEMA_VERSION,
+                    "status": [s.value for s in self.status],
+                    "stop_reason": self.stop_reason.value,
+                    "scale": self.scale,
+                    "tol": self.tol,
+                    "num_products": self.num_products,
+                    "num_verification_products": self.num_verification_products,
+                    "null_space_dimension": self.null_space_dimension,
+                    "method": self.method,
+                    "notes": list(self.notes),
+                    "metadata": dict(self.metadata),
+                }
+            )
+        }
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
+        target = Path(path)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".spectrum-", delete=False) as f:
+            try:
+                f.write(save(tensors, header))
+                f.flush()
+                os.fsync(f.fileno())
+                os.replace(f.name, target)
+            except BaseException:
+                os.unlink(f.name)
+                raise
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file written by :meth:`save`; nothing in it is executed.
+
+        Raises
+        ------
+        CheckpointError
+            When the file is missing, damaged, foreign, or of a newer schema.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as f:
+                header = (f.metadata() or {}).get("eigenexp.spectrum")
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path}: expected a spectrum written by eigenexp, got a file that cannot be read "
+                f"({error}); use the file as it was saved"
+            ) from error
+        try:
+            facts = json.loads(header or "")
+            version = facts["schema_version"]
+            if version > SCHEMA_VERSION:
+                raise CheckpointError(
+                    f"{path}: expected spectrum schema up to {SCHEMA_VERSION}, got {version}; "
+                    "update eigenexp to read it"
+                )
+            return cls(
+                **{name: tensors[name] for name in _TENSORS},
+                status=tuple(PairStatus(s) for s in facts["status"]),
+                stop_reason=StopReason(facts["stop_reason"]),
+                scale=float(facts["scale"]),
+                tol=float(facts["tol"]),
+                num_products=int(facts["num_products"]),
+                num_verification_products=int(facts["num_verification_products"]),
+                null_space_dimension=int(facts["null_space_dimension"]),
+                method=str(facts["method"]),
+                notes=tuple(str(note) for note in facts["notes"]),
+                metadata=dict(facts["metadata"]),
+            )
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: expected a spectrum written by eigenexp, got a safetensors file without "
+                f"its header or fields ({type(error).__name__}: {error})"
+            ) from error
+
+
+_TENSORS = ("eigenvalues", "eigenvectors", "eigenindex", "residuals", "error_bounds")
