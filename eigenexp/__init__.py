@@ -7,7 +7,7 @@ Three doors to one engine: :class:`Eigendistortion` (a drop-in for plenoptic's),
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ _HOMES = {
 }
 _MODULES = ("eigensolvers", "images", "models", "operators", "plots", "tracking")
 
-__all__ = [*_HOMES, *_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
