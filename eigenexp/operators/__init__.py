@@ -1,0 +1,12 @@
+"""Products with the Jacobian J of a model at a picture, and with F = JᵀJ.
+
+``JacobianOperator`` gives J·V and Jᵀ·U, ``FisherOperator`` F·V, ``DenseOperator`` the same
+interface for a matrix at hand. How a product is computed is found out by probing the model once
+and checked by the adjoint identity ⟨JV, U⟩ = ⟨V, JᵀU⟩; see :mod:`eigenexp.operators.routes`.
+"""
+
+from eigenexp.operators.dense import DenseOperator
+from eigenexp.operators.fisher import FisherOperator
+from eigenexp.operators.jacobian import JacobianOperator
+
+__all__ = ["DenseOperator", "FisherOperator", "JacobianOperator"]
