@@ -1,0 +1,352 @@
+"""Pictures of distortions: alone, and added to the picture they distort."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from eigenexp.errors import InputError
+from eigenexp.plots.pixels import Array, Range, peak, picture_range, select, show_array, to_float
+from eigenexp.spectrum import PairStatus, Spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["distortion_figure", "eigendistortion_imshow_all", "plot_distortion"]
+
+PANEL = 2.3  # inches a picture
+MOST_COLUMNS = 5  # distortions beside one another before a new band of rows starts
+
+
+class Synthesized(Protocol):
+    """What :func:`eigendistortion_imshow_all` reads of an ``Eigendistortion``."""
+
+    @property
+    def image(self) -> Tensor: ...
+    @property
+    def eigendistortions(self) -> Tensor | None: ...
+    @property
+    def eigenvalues(self) -> Tensor | None: ...
+    @property
+    def eigenindex(self) -> Tensor | None: ...
+
+
+def distortion_figure(
+    spectrum: Spectrum,
+    image: Tensor,
+    *,
+    pairs: Sequence[int] | None = None,
+    scale: float | Sequence[float] | None = None,
+    channel: int | None = None,
+    title: str | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> Figure:
+    """Show the picture, each distortion, and the picture plus each scaled distortion.
+
+    Every distortion carries its index in the whole spectrum, its eigenvalue and its scale; one
+    that is not proven carries its status too. Distortions are shown in a symmetric range (zero is
+    mid-gray), sums in the range of the picture; what falls outside is clipped, and its share is
+    written below.
+
+    Parameters
+    ----------
+    spectrum
+        ``k`` eigenpairs; eigenvectors in the picture's shape, or flat.
+    image
+        The picture: ``(1, C, H, W)``, ``(C, H, W)``, ``(H, W)`` or ``(n,)``. One channel is gray,
+        three are colour, any other number is a mosaic of channels; 1-D pictures are drawn as lines.
+    pairs
+        Places in the spectrum's list, negative from the end; by default all, at most the first and
+        last five.
+    scale
+        Factor of the unit-norm distortion in the sum, one for all or one a pair. By default one
+        for all, of which the root mean square is 5 % of the picture's range.
+    channel
+        Show this channel alone, in gray.
+    title
+        Above the figure.
+    axes
+        ``2 · (number of pairs) + 1`` axes to draw in: the picture, then each distortion, then each
+        sum.
+
+    Returns
+    -------
+    figure
+        Not shown and not saved.
+
+    Raises
+    ------
+    InputError
+        When a pair or channel does not exist, or lengths or shapes do not fit.
+    """
+    chosen = _default_pairs(len(spectrum)) if pairs is None else list(pairs)
+    picture = to_float(image)
+    for i in chosen:
+        if select(spectrum, i).numel() != picture.size:
+            raise InputError(
+                f"image: expected {select(spectrum, i).numel()} values, as each distortion has, "
+                f"got {picture.size}; give the picture solved for"
+            )
+    shown_range = picture_range(show_array(picture, channel))
+    scales = _scales(scale, len(chosen), picture.size, shown_range)
+    figure, panels = _panels(len(chosen), axes, picture, channel)
+    _draw(panels[0], show_array(picture, channel), shown_range, "picture")
+    for place, i in enumerate(chosen):
+        plot_distortion(spectrum, i, image_shape=tuple(image.shape), channel=channel,
+                        ax=panels[1 + place])  # fmt: skip
+        plot_distortion(spectrum, i, image=image, scale=scales[place], channel=channel,
+                        ax=panels[1 + len(chosen) + place])  # fmt: skip
+    if title is not None:
+        figure.suptitle(title)
+    return figure
+
+
+def plot_distortion(
+    spectrum: Spectrum,
+    i: int = 0,
+    image: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    image_shape: Sequence[int] | None = None,
+    channel: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Show one distortion alone, or, with ``image``, added to the picture.
+
+    Parameters
+    ----------
+    spectrum, i
+        The pair: its place in the spectrum's list, negative from the end.
+    image
+        The picture to add it to.
+    scale
+        Factor of the unit-norm distortion in the sum; see :func:`distortion_figure`.
+    image_shape
+        Shape of the picture where eigenvectors are flat and no ``image`` is given.
+    channel
+        Show this channel alone.
+    ax
+        Axes to draw in; a new figure otherwise (``ax.figure``).
+
+    Returns
+    -------
+    ax
+        The axes drawn in.
+
+    Raises
+    ------
+    InputError
+        When there is no such pair or channel, or shapes do not fit.
+    """
+    vector = select(spectrum, i)
+    index = int(spectrum.eigenindex[i])
+    if image is None:
+        values = to_float(vector if image_shape is None else vector.reshape(tuple(image_shape)))
+        shown = show_array(values, channel)
+        largest = peak(shown[np.isfinite(shown)])
+        ax = _own_axes(ax, shown)
+        _draw(ax, shown, Range(-largest, largest), _pair_title(spectrum, i))
+        if shown.ndim > 1:
+            ax.set_xlabel(f"±{largest:.2g}", fontsize="small")
+        return ax
+    picture = to_float(image)
+    shown_range = picture_range(show_array(picture, channel))
+    factor = _scales(scale, 1, picture.size, shown_range)[0]
+    total = show_array(picture + factor * to_float(vector.reshape(image.shape)), channel)
+    ax = _own_axes(ax, total)
+    _draw(ax, total, shown_range, f"picture + {factor:g} × e[{index}]",
+          under=show_array(picture, channel))  # fmt: skip
+    clipped = shown_range.clipped(total[np.isfinite(total)])
+    if total.ndim > 1 and clipped > 0:
+        ax.set_xlabel(f"{max(100 * clipped, 0.1):.2g} % clipped", fontsize="small")
+    return ax
+
+
+def eigendistortion_imshow_all(
+    eigendistortion: Synthesized,
+    eigenindex: int | Sequence[int] = (0, -1),
+    channel_idx: int | None = None,
+    distortion_scale: float | Sequence[float] = 5.0,
+    process_image: Callable[[Tensor], Tensor] | None = None,
+    process_distortion: Callable[[Tensor], Tensor] | None = None,
+    suptitle: str = "Eigendistortions",
+    suptitle_kwargs: dict[str, Any] | None = None,
+    *,
+    axes: Sequence[Axes] | None = None,
+    vrange: tuple[float, float] | None = None,
+    zoom: float = 1.0,
+) -> Figure:
+    """Show distortions (upper row) and the picture plus each scaled distortion (lower row).
+
+    Parameters
+    ----------
+    eigendistortion
+        A synthesized ``Eigendistortion``.
+    eigenindex
+        Which of its eigendistortions, as places in ``eigendistortions`` (negative from the end).
+        The titles give the index in the whole spectrum.
+    channel_idx
+        Show this channel alone, in gray; by default three channels are shown in colour, and any
+        number but one and three as a mosaic.
+    distortion_scale
+        Factor of the distortion in the sum, one for all or one a distortion.
+    process_image, process_distortion
+        Applied to what is shown in the lower and in the upper row, ``(1, C, H, W)``: undo a
+        normalisation, say. A processed distortion is shown as a picture, in its own range.
+    suptitle, suptitle_kwargs
+        Title above all panels and matplotlib's arguments for it.
+    axes
+        ``2 · (number of distortions) + 1`` axes: the picture, then distortions, then sums.
+    vrange
+        Values shown as black and white in the lower row; by default [0, 1] for pictures inside
+        it, else the picture's own range.
+    zoom
+        Factor of the size of every panel.
+
+    Returns
+    -------
+    figure
+        Not shown and not saved.
+
+    Raises
+    ------
+    InputError
+        When nothing is synthesized yet, an index does not exist, or lengths differ.
+    """
+    vectors, values = eigendistortion.eigendistortions, eigendistortion.eigenvalues
+    index = eigendistortion.eigenindex
+    if vectors is None or values is None or index is None:
+        raise InputError("eigendistortion: expected a synthesized one; call synthesize() first")
+    chosen = [eigenindex] if isinstance(eigenindex, int) else list(eigenindex)
+    image = eigendistortion.image.detach()
+    scales = _scales(distortion_scale, len(chosen), image.numel(), Range(0.0, 1.0))
+    for i in chosen:
+        if not -len(vectors) <= i < len(vectors):
+            raise InputError(
+                f"eigenindex: expected {-len(vectors)} to {len(vectors) - 1} for {len(vectors)} "
+                f"eigendistortions, got {i}"
+            )
+    word = "picture" if process_image is None else "processed picture"
+    process = process_image or (lambda x: x)
+    picture = to_float(process(image))
+    shown_range = picture_range(show_array(picture, channel_idx))
+    if vrange is not None:
+        shown_range = Range(*vrange)
+    figure, panels = _panels(len(chosen), axes, picture, channel_idx, zoom)
+    _draw(panels[0], show_array(picture, channel_idx), shown_range, word)
+    for place, i in enumerate(chosen):
+        vector = vectors[i].reshape(image.shape)
+        label = f"eigendistortion {int(index[i])}\nλ = {float(values.reshape(-1)[i]):.4g}"
+        upper, lower = panels[1 + place], panels[1 + len(chosen) + place]
+        if process_distortion is None:
+            shown = show_array(to_float(vector), channel_idx)
+            largest = peak(shown[np.isfinite(shown)])
+            _draw(upper, shown, Range(-largest, largest), label)
+        else:
+            shown = show_array(to_float(process_distortion(vector)), channel_idx)
+            _draw(upper, shown, picture_range(shown), f"processed {label}")
+        total = show_array(to_float(process(image + scales[place] * vector)), channel_idx)
+        _draw(lower, total, shown_range, f"{word} + {scales[place]:g} × e[{int(index[i])}]",
+              under=show_array(picture, channel_idx))  # fmt: skip
+    if suptitle:
+        figure.suptitle(suptitle, **(suptitle_kwargs or {}))
+    return figure
+
+
+# -- panels ------------------------------------------------------------------------------------
+
+
+def _default_pairs(k: int) -> list[int]:
+    return list(range(k)) if k <= 10 else [*range(5), *range(k - 5, k)]
+
+
+def _scales(scale: float | Sequence[float] | None, count: int, n: int, shown: Range) -> list[float]:
+    if scale is None:
+        wanted = 0.05 * shown.width * math.sqrt(n)  # root mean square: 5 % of black to white
+        return [float(f"{wanted:.2g}")] * count
+    if isinstance(scale, int | float):
+        return [float(scale)] * count
+    scales = [float(s) for s in scale]
+    if len(scales) != count:
+        raise InputError(
+            f"scale: expected one number or {count}, one a distortion, got {len(scales)}"
+        )
+    return scales
+
+
+def _pair_title(spectrum: Spectrum, i: int) -> str:
+    index, n = int(spectrum.eigenindex[i]), spectrum.num_pixels
+    place = {0: " (largest)", n - 1: " (smallest)"}.get(index, "") if n > 1 else ""
+    status = spectrum.status[i]
+    doubt = "" if status is PairStatus.CONVERGED else f", {status.value}"
+    return f"index {index}{place}\nλ = {float(spectrum.eigenvalues[i]):.4g}{doubt}"
+
+
+def _size(shown: Array) -> tuple[float, float]:
+    """Width and height in inches of one panel, title not counted."""
+    if shown.ndim == 1:
+        return 1.4 * PANEL, PANEL
+    height, width = shown.shape[:2]
+    ratio = min(max(width / height, 0.4), 2.5)
+    return (PANEL, PANEL / ratio) if ratio >= 1 else (max(PANEL * ratio, 1.6), PANEL)
+
+
+def _own_axes(ax: Axes | None, shown: Array) -> Axes:
+    if ax is not None:
+        return ax
+    from matplotlib.figure import Figure
+
+    width, height = _size(shown)
+    return Figure(figsize=(width * 1.3, height * 1.3 + 0.6), layout="constrained").subplots()
+
+
+def _panels(
+    count: int, axes: Sequence[Axes] | None, picture: Array, channel: int | None, zoom: float = 1.0
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its 1 + 2·count axes: the picture, the distortions, the sums."""
+    if count < 1:
+        raise InputError("pairs: expected at least one pair to show, got none")
+    if axes is not None:
+        given: list[Any] = list(np.asarray(axes, dtype=object).ravel())
+        if len(given) != 1 + 2 * count:
+            raise InputError(
+                f"axes: expected {1 + 2 * count} (the picture, {count} distortions, {count} sums), "
+                f"got {len(given)}"
+            )
+        figure: Any = given[0].get_figure(root=True)
+        return figure, given
+    from matplotlib.figure import Figure
+
+    columns, bands = min(count, MOST_COLUMNS), math.ceil(count / MOST_COLUMNS)
+    width, height = (zoom * side for side in _size(show_array(picture, channel)))
+    size = ((columns + 1) * (width + 0.15), bands * 2 * (height + 0.55) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(2 * bands, columns + 1)
+    first = figure.add_subplot(grid[1, 0])
+    spots = [(2 * (j // columns), 1 + j % columns) for j in range(count)]
+    upper = [figure.add_subplot(grid[row, column]) for row, column in spots]
+    lower = [figure.add_subplot(grid[row + 1, column]) for row, column in spots]
+    return figure, [first, *upper, *lower]
+
+
+def _draw(ax: Axes, shown: Array, limits: Range, title: str, under: Array | None = None) -> None:
+    """Draw one panel: gray, colour, or a line for 1-D values (``under`` in gray behind it)."""
+    ax.set_title(title, fontsize="medium")
+    if shown.ndim == 1:
+        if under is not None:
+            ax.plot(under, color="0.6", linewidth=1)
+        ax.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        ax.plot(shown, color="C0", linewidth=1)
+        ax.margins(x=0)
+        ax.set_xlabel("place", fontsize="small")
+        return
+    # Only what is finite is normalised: a mosaic's gaps are NaN and stay the colour of the page.
+    drawn = shown if shown.ndim == 2 else limits.normalize(shown)
+    ax.imshow(drawn, cmap="gray", vmin=limits.low, vmax=limits.high, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
