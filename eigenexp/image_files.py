@@ -184,6 +184,8 @@ def _pillow(path: Path, content: bytes, facts: dict[str, Any]) -> Raw:
             orientation = image.getexif().get(0x0112, 1)
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
+        if content[:4] in (b"II*\0", b"MM\0*"):
+            return _deep(path, content, facts)
         raise ImageError(
             f"{path}: expected a picture file, got one that Pillow does not know; "
             "convert it to PNG, or save the values as .npy"
@@ -192,6 +194,8 @@ def _pillow(path: Path, content: bytes, facts: dict[str, Any]) -> Raw:
         raise ImageError(f"{path}: cannot be read as a picture: {_first_line(error)}") from error
     if frames != 1 and image.format != "MPO":  # a camera's JPEG with previews behind the picture
         raise ImageError(f"{path}: expected one picture, got {frames} frames; save one of them")
+    if _deep_color(image, content):
+        return _deep(path, content, facts)
     mode = upright.mode
     if mode == "P":
         upright = upright.convert("RGBA" if "transparency" in upright.info else "RGB")
@@ -207,6 +211,40 @@ def _pillow(path: Path, content: bytes, facts: dict[str, Any]) -> Raw:
     raw = read_array(np.ascontiguousarray(values), **facts)
     turned = f"EXIF {orientation}, applied" if orientation not in (0, 1) else None
     return replace(raw, dtype=f"{raw.dtype} ({mode})", orientation=turned)
+
+
+def _deep_color(image: Any, content: bytes) -> bool:
+    """Tell whether Pillow would keep only 8 bits of more, or misread them."""
+    if image.format == "PNG":  # IHDR: bit depth, colour type (0: gray)
+        return content[24] == 16 and content[25] != 0
+    if image.format != "TIFF":
+        return False
+    bits, photometric = image.tag_v2.get(258, (8,)), image.tag_v2.get(262)
+    # Pillow forgets to turn 16-bit pictures whose 0 is white.
+    return max(bits) > 8 and (len(bits) > 1 or photometric == 0)
+
+
+def _deep(path: Path, content: bytes, facts: dict[str, Any]) -> Raw:
+    """Read a TIFF file of deep or floating point colours; Pillow cannot."""
+    if not content.startswith((b"II", b"MM")):
+        raise ImageError(
+            f"{path}: expected at most 8 bits a colour in a PNG file, got 16, of which 8 would be "
+            "lost; save it as TIFF or .npy"
+        )
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            pages = len(file.pages)
+            photometric = tifffile.PHOTOMETRIC(file.pages.first.photometric).name
+            array = file.pages.first.asarray()
+    except Exception as error:  # damaged files raise whatever the decoder meets first
+        raise ImageError(f"{path}: cannot be read as TIFF: {_first_line(error)}") from error
+    if pages != 1 or photometric not in ("RGB", "MINISBLACK"):
+        raise ImageError(
+            f"{path}: expected one gray or RGB picture, got {pages} of kind {photometric}"
+        )
+    return read_array(array, **facts)
 
 
 def _wide_integers(path: Path, array: np.ndarray[Any, Any], facts: dict[str, Any]) -> Raw:

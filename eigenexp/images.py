@@ -30,7 +30,7 @@ LUMINANCE = (0.2125, 0.7154, 0.0721)
 CHANNELS = ("gray", "color", "keep")
 
 # scikit-image's pictures by the name of the function that returns each; chosen are those that its
-# wheel holds as one file of one picture.
+# wheel holds as one file of one picture that means something without its alpha.
 _SKIMAGE_FILES = {
     "astronaut": "astronaut.png",
     "brick": "brick.png",
@@ -44,7 +44,6 @@ _SKIMAGE_FILES = {
     "colorwheel": "color.png",
     "grass": "grass.png",
     "gravel": "gravel.png",
-    "horse": "horse.png",
     "hubble_deep_field": "hubble_deep_field.jpg",
     "immunohistochemistry": "ihc.png",
     "logo": "logo.png",
