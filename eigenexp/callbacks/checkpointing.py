@@ -1,0 +1,189 @@
+"""Checkpoints of the solver's whole state: last, best and a bounded history, safe at any kill."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from eigenexp.callbacks.stopping import solver_module
+from eigenexp.checkpoints import AtomicCheckpointIO, metadata_path
+from eigenexp.errors import InputError
+
+__all__ = ["SolverCheckpoint"]
+
+
+class SolverCheckpoint(Checkpoint):
+    """Write ``last.ckpt`` every n steps, at the end and at a graceful stop; keep the best one too.
+
+    Each file is complete or absent (written beside its place, synced, renamed), has a
+    ``.metadata.json`` with its sha256 beside it, and is handed to loggers that keep artifacts as
+    ``checkpoints/last`` and ``checkpoints/best``.
+
+    Parameters
+    ----------
+    dirpath
+        Folder of the files; ``None`` for ``<trainer.default_root_dir>/checkpoints``.
+    every_n_steps
+        Steps between checkpoints: at the most these are lost in a crash.
+    every_seconds
+        Also save when this much time has passed; ``None`` for steps alone. Never changes the
+        numbers of a run, only which of its steps can be resumed from.
+    keep
+        Older checkpoints kept beside ``last`` and ``best``, to fall back on.
+    upload
+        Hand files to loggers that take artifacts.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        every_n_steps: int = 50,
+        every_seconds: float | None = None,
+        keep: int = 2,
+        upload: bool = True,
+    ) -> None:
+        super().__init__()
+        if every_n_steps < 1 or keep < 0:
+            raise InputError(
+                f"every_n_steps, keep: expected at least 1 and 0, got {every_n_steps} and {keep}"
+            )
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.every_n_steps = every_n_steps
+        self.every_seconds = every_seconds
+        self.keep = keep
+        self.upload = upload
+        self.best_residual = math.inf
+        self.best_step = -1
+        self._saved_step = -1
+        self._saved_at = 0.0
+
+    @property
+    def last_path(self) -> Path:
+        """The newest checkpoint's path."""
+        return self._folder / "last.ckpt"
+
+    @property
+    def best_path(self) -> Path:
+        """The path of the checkpoint with the smallest worst residual."""
+        return self._folder / "best.ckpt"
+
+    @property
+    def _folder(self) -> Path:
+        if self.dirpath is None:
+            raise RuntimeError("SolverCheckpoint: expected trainer.fit first; it sets the folder")
+        return self.dirpath
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the folder (the same on every rank) and make writes atomic."""
+        if self.dirpath is None:
+            folder = Path(trainer.default_root_dir).absolute() / "checkpoints"
+            self.dirpath = Path(trainer.strategy.broadcast(str(folder)))
+        if trainer.is_global_zero:
+            self.dirpath.mkdir(parents=True, exist_ok=True)
+        if not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start counting; a resumed run has its checkpoint already."""
+        self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save when due."""
+        due = trainer.global_step % self.every_n_steps == 0
+        if self.every_seconds is not None and not due:
+            late = time.monotonic() - self._saved_at >= self.every_seconds
+            due = trainer.strategy.reduce_boolean_decision(late, all=False)
+        if due:
+            self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last state, wherever the run stopped."""
+        self._save(trainer, pl_module)
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        self._saved_step = step
+        self._saved_at = time.monotonic()
+        worst = solver_module(pl_module).solver.progress().worst
+        better = worst < self.best_residual
+        if better:
+            self.best_residual, self.best_step = worst, step
+        trainer.save_checkpoint(self.last_path)  # every rank takes part
+        if not trainer.is_global_zero:
+            return
+        kinds = ["last"]
+        if self.keep:
+            _link(self.last_path, self._folder / f"step-{step:09d}.ckpt")
+            self._prune()
+        if better:
+            _link(self.last_path, self.best_path)
+            kinds.append("best")
+        if self.upload:
+            self._upload(trainer, kinds)
+
+    def _prune(self) -> None:
+        """Drop the oldest of the history; the newest one equals ``last``."""
+        history = sorted(self._folder.glob("step-*.ckpt"))
+        for path in history[: -(self.keep + 1)]:
+            path.unlink(missing_ok=True)
+            metadata_path(path).unlink(missing_ok=True)
+
+    def _upload(self, trainer: L.Trainer, kinds: list[str]) -> None:
+        for logger in trainer.loggers:
+            log_checkpoint = getattr(logger, "log_checkpoint_files", None)
+            if log_checkpoint is None:
+                continue
+            for kind in kinds:
+                log_checkpoint(self._folder / f"{kind}.ckpt", f"checkpoints/{kind}")
+
+    # -- state -----------------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """One state a class: resuming under another interval keeps the best."""
+        return type(self).__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best residual and its step."""
+        return {"best_residual": self.best_residual, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best residual and its step."""
+        self.best_residual = state_dict["best_residual"]
+        self.best_step = state_dict["best_step"]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a checkpoint a second name, atomically; a copy where the filesystem has no links."""
+    for origin, place in (
+        (metadata_path(source), metadata_path(target)),
+        (source, target),
+    ):
+        temporary = place.with_name(f".{place.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(origin, temporary)
+        except OSError:
+            shutil.copyfile(origin, temporary)
+        os.replace(temporary, place)

@@ -1,0 +1,107 @@
+"""The result of a fit as files: spectrum, table, figures; handed to loggers that keep artifacts."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from eigenexp.callbacks.convergence_logging import ConvergenceLogging
+from eigenexp.callbacks.stopping import solver_module
+from eigenexp.checkpoints import write_atomic
+from eigenexp.spectrum import Spectrum
+
+__all__ = ["ResultFiles", "eigenvalue_table"]
+
+
+def eigenvalue_table(spectrum: Spectrum) -> str:
+    """Return the pairs as CSV: index, eigenvalue, residuals, error bound, status, products."""
+    rows = spectrum.rows()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["index"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+class ResultFiles(L.Callback):
+    """Write ``spectrum.safetensors``, ``eigenvalues.csv`` and figures when the fit ends.
+
+    A fit that was stopped early writes what it has, with the status that says so.
+
+    Parameters
+    ----------
+    dirpath
+        Folder of the files; ``None`` for ``<trainer.default_root_dir>/results``.
+    title
+        Title of the figure of distortions; ``None`` for the names of model and picture.
+    metadata
+        Plain facts to keep in the spectrum's file.
+
+    Attributes
+    ----------
+    paths
+        The files written, by name.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.title = title
+        self.metadata = dict(metadata or {})
+        self.paths: dict[str, Path] = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the files on the first rank and hand them to the loggers."""
+        if trainer.is_global_zero:
+            self.write(trainer, pl_module)
+
+    def write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write everything now; a logger without artifacts is passed over."""
+        module = solver_module(pl_module)
+        spectrum = module.solver.result().reshape(module.operator.image_shape)
+        spectrum = spectrum.with_metadata({**module.run_metadata, **self.metadata})
+        folder = self.dirpath or Path(trainer.default_root_dir) / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.paths["spectrum"] = spectrum.save(folder / "spectrum.safetensors")
+        table = folder / "eigenvalues.csv"
+        write_atomic(table, eigenvalue_table(spectrum).encode())
+        self.paths["eigenvalues"] = table
+        for name, figure in self._figures(trainer, pl_module, spectrum).items():
+            path = folder / f"{name}.png"
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=120)
+            write_atomic(path, buffer.getvalue())
+            self.paths[name] = path
+        for logger in trainer.loggers:
+            log_artifact = getattr(logger, "log_artifact", None)
+            if log_artifact is not None:
+                for path in self.paths.values():
+                    log_artifact(path, "results")
+
+    def _figures(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, spectrum: Spectrum
+    ) -> dict[str, Any]:
+        from eigenexp.plots import convergence_figure, distortion_figure, spectrum_figure
+
+        module = solver_module(pl_module)
+        title = self.title
+        if title is None:
+            picture = module.picture.name if module.picture is not None else "picture"
+            title = f"{type(module.model).__name__} at {picture}"
+        figures = {
+            "distortions": distortion_figure(spectrum, module.image, title=title),
+            "spectrum": spectrum_figure(spectrum),
+        }
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ConvergenceLogging) and callback.history["products"]:
+                figures["convergence"] = convergence_figure(callback.history)
+        return figures

@@ -1,0 +1,379 @@
+"""The solver as a Lightning module: one ask/tell step is one training step.
+
+The probe block V is the module's one trainable parameter and the loss is −½‖J V‖², whose
+gradient with respect to V is −JᵀJ V = −F V. A thin optimizer hands that product to the solver and
+puts the next block into the parameter. So ``global_step``, precision, devices, accumulation and
+DDP's averaging of gradients mean what a Lightning user expects.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
+from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelError
+from eigenexp.images import Picture
+from eigenexp.operators import FisherOperator
+from eigenexp.spectrum import Spectrum
+
+__all__ = ["EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
+
+CHECKPOINT_KEY = "eigenexp"
+_PRECISIONS = ("32-true", "64-true", "32", "64")
+
+
+class ProbeSteps:
+    """An endless data loader: each item is one turn of the ask/tell loop.
+
+    Lightning needs batches to count steps; the solver needs none, so they are all alike.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield 0
+
+
+class _HalfSquaredResponse(torch.autograd.Function):
+    """V → −½‖J V‖², with gradient −F V; the product comes from the operator, not from autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, probe: Tensor, module: EigendistortionModule) -> Tensor:
+        products, energy = module._multiply(probe.detach())
+        ctx.save_for_backward(products)
+        return -0.5 * energy
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (products,) = ctx.saved_tensors
+        return -grad_outputs[0] * products, None
+
+
+class SolverOptimizer(torch.optim.Optimizer):
+    """Hands the gradient to the solver as a product, and the solver's next block to the probe.
+
+    Parameters
+    ----------
+    probe
+        The module's parameter, ``(n, b)``.
+    module
+        The module whose solver is advanced.
+    """
+
+    def __init__(self, probe: nn.Parameter, module: EigendistortionModule) -> None:
+        super().__init__([probe], {})
+        self._module = module
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Run the closure (forward, backward), then ``tell`` and the next ``ask``."""
+        if closure is None:
+            raise InputError("SolverOptimizer.step: expected a closure, got None")
+        with torch.enable_grad():
+            loss = closure()
+        self._module._advance()
+        return loss
+
+
+class EigendistortionModule(L.LightningModule):
+    """Eigendistortions of a model at a picture, found by ``trainer.fit``.
+
+    Parameters
+    ----------
+    model
+        Any differentiable module or callable. It is frozen, put in ``eval`` mode while fitting,
+        and not saved in checkpoints (its fingerprint is).
+    image
+        ``(1, C, H, W)`` picture in [0, 1], or a :class:`~eigenexp.images.Picture`. Copied.
+    method
+        ``"auto"``, ``"lanczos"``, ``"davidson"``, ``"power"``, ``"randomized_svd"``, ``"exact"``.
+    k
+        Eigenpairs wanted at each end.
+    which
+        ``"top"``, ``"bottom"`` or ``"both"``.
+    tol
+        A pair converges when ‖Fv − λv‖ ≤ tol · λmax and it is verified to be extremal.
+    seed
+        Seeds the solver's own generator; the global random state is not touched.
+    max_products
+        Budget of products F·v; ``None`` for no limit.
+    route
+        How products are computed; ``"auto"`` chooses by probing the model.
+    solver_options
+        Passed to the method, for instance ``basis_size=40`` for ``"lanczos"``.
+
+    Raises
+    ------
+    ImageError, ModelError, InputError
+        In ``trainer.fit``, when the picture, the model or a setting cannot be used.
+
+    Examples
+    --------
+    >>> module = EigendistortionModule(model, image, k=2, which="both", tol=1e-4)
+    >>> trainer = L.Trainer(max_steps=2000, callbacks=[ConvergenceStopping()])
+    >>> trainer.fit(module)
+    >>> spectrum = module.spectrum()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Any],
+        image: Tensor | Picture,
+        method: str = "auto",
+        k: int = 1,
+        which: str = "both",
+        tol: float = 1e-4,
+        seed: int = 0,
+        max_products: int | None = None,
+        route: str = "auto",
+        **solver_options: Any,
+    ) -> None:
+        super().__init__()
+        self.picture = image if isinstance(image, Picture) else None
+        tensor = image.tensor if isinstance(image, Picture) else image
+        if not isinstance(tensor, Tensor):
+            raise InputTypeError(
+                f"image: expected a tensor or a Picture, got {type(tensor).__name__}; "
+                "load files with eigenexp.load_picture"
+            )
+        if not callable(model):
+            raise InputTypeError(f"model: expected a callable, got {type(model).__name__}")
+        self.model = model
+        self._image = tensor.detach().clone()
+        self._settings: dict[str, Any] = {
+            "method": method,
+            "k": k,
+            "which": which,
+            "tol": tol,
+            "seed": seed,
+            "max_products": max_products,
+            **solver_options,
+        }
+        self.save_hyperparameters({**self._settings, "model": type(model).__name__})
+        # Metadata that whoever launched the run wants kept in every checkpoint: plain containers.
+        self.run_metadata: dict[str, Any] = {}
+        # The callback that logs convergence sets this; without it the module logs for itself.
+        self.logged_by_callback = False
+        self.probe = nn.Parameter(torch.empty(0))
+        self._route = route
+        self._operator: FisherOperator | None = None
+        self._solver: Eigensolver | None = None
+        self._responses: Tensor | None = None
+        self._rng_state: dict[str, Any] | None = None
+        self._told_steps = 0
+        # Only the solver's state goes into a checkpoint, so a state dict never matches strictly.
+        self.strict_loading = False
+
+    # -- what a user reads -----------------------------------------------------------------------
+
+    @property
+    def solver(self) -> Eigensolver:
+        """The solver; available from the start of ``trainer.fit`` on."""
+        if self._solver is None:
+            raise RuntimeError("solver: expected trainer.fit(module) first; it builds the solver")
+        return self._solver
+
+    @property
+    def operator(self) -> FisherOperator:
+        """The Fisher operator at the picture; available from the start of ``trainer.fit`` on."""
+        if self._operator is None:
+            raise RuntimeError("operator: expected trainer.fit(module) first; it linearises f")
+        return self._operator
+
+    @property
+    def image(self) -> Tensor:
+        """The picture, ``(1, C, H, W)``."""
+        return self._image
+
+    def spectrum(self) -> Spectrum:
+        """Return the best pairs so far; ``eigenvectors`` are ``(k, C, H, W)``.
+
+        Warns
+        -----
+        UserWarning
+            When a pair is not converged and verified; its status and residual say how far it is.
+        """
+        spectrum = self.solver.result().reshape(self.operator.image_shape)
+        doubtful = [row for row in spectrum.rows() if row["status"] != "converged"]
+        if doubtful and self.solver.done:
+            worst = max(row["relative_residual"] for row in doubtful)
+            warnings.warn(
+                f"{len(doubtful)} of {len(spectrum)} pairs are not proven (worst residual "
+                f"{worst:.1e} of λmax, tol {spectrum.tol:.1e}): {spectrum.stop_reason.message}",
+                stacklevel=2,
+            )
+        return spectrum
+
+    # -- set-up ----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Freeze the model, move it and the picture, linearise, and build the solver."""
+        trainer = self.trainer
+        if stage != "fit":
+            raise InputError(f"EigendistortionModule: expected trainer.fit, got trainer.{stage}")
+        precision = str(trainer.precision)
+        if precision not in _PRECISIONS:
+            raise InputError(
+                f"precision: expected '32-true' or '64-true', got {precision!r}; the solver needs "
+                "products at full precision"
+            )
+        if trainer.gradient_clip_val:
+            raise InputError(
+                "gradient_clip_val: expected None, got "
+                f"{trainer.gradient_clip_val}; the gradient is the product F·v, clipping falsifies it"
+            )
+        dtype = torch.float64 if precision.startswith("64") else self._image.dtype
+        device = trainer.strategy.root_device
+        solver = self._solver
+        if solver is not None and solver.dtype == dtype and solver.device == device:
+            self._set_probe()
+            return
+        if isinstance(self.model, nn.Module):
+            self.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
+        self._image = self._image.to(device=device, dtype=dtype)
+        self._operator = FisherOperator(self._model_call, self._image, route=self._route)
+        state = None if solver is None else solver.state_dict()
+        self._solver = make_solver(self._operator, **self._settings)
+        if state is not None:
+            self._solver.load_state_dict(state)
+        self._set_probe()
+
+    @property
+    def _model_call(self) -> Callable[[Tensor], Any]:
+        return self.model
+
+    def _set_probe(self) -> None:
+        """Put the solver's next block into the parameter; pad to a fixed width under DDP."""
+        solver = self.solver
+        if solver.done:
+            return
+        block = solver.ask()
+        if self._is_distributed and block.shape[1] < solver.block_size:
+            # DDP builds its buckets once; zero columns cost nothing and are not counted.
+            padding = block.new_zeros(block.shape[0], solver.block_size - block.shape[1])
+            block = torch.cat([block, padding], dim=1)
+        if self.probe.shape == block.shape:
+            self.probe.data.copy_(block)
+        else:
+            self.probe.data = block.contiguous()
+            self.probe.grad = None
+
+    @property
+    def _is_distributed(self) -> bool:
+        return self._trainer is not None and self.trainer.world_size > 1
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer that advances the solver."""
+        return cast("OptimizerLRScheduler", SolverOptimizer(self.probe, self))
+
+    def train_dataloader(self) -> ProbeSteps:
+        """Return the endless loader of solver steps."""
+        return ProbeSteps()
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Restore the global random state of a resumed run; keep the model in ``eval``."""
+        if isinstance(self.model, nn.Module):
+            self.model.eval()
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state["cpu"])
+            if torch.cuda.is_available() and self._rng_state["cuda"]:
+                torch.cuda.set_rng_state_all(self._rng_state["cuda"])
+            self._rng_state = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """End the run when nothing is left to ask, with or without a stopping callback."""
+        if self.solver.done:
+            self.trainer.should_stop = True
+            return -1
+        return None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return −½‖J V‖² for the block in the probe; its gradient is −F V."""
+        return cast("Tensor", _HalfSquaredResponse.apply(self.probe, self))
+
+    def _multiply(self, probe: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the solver requested for the probe, and ‖J V‖²."""
+        products, responses = multiply(self.operator, self.solver.request, probe)
+        self._responses = responses
+        measured = products if responses is None else responses
+        return products, measured.square().sum()
+
+    def _advance(self) -> None:
+        """Tell the solver the product in ``probe.grad``, then load the next block."""
+        gradient = self.probe.grad
+        if gradient is None:
+            raise ModelError("training_step: expected a gradient of the probe, got none")
+        solver = self.solver
+        width = solver.ask().shape[1]
+        products = gradient.neg()[:, :width]
+        # Averaged over ranks or accumulated batches, F is a mean: one rank's J V is not its root.
+        alone = not self._is_distributed and self.trainer.accumulate_grad_batches == 1
+        responses = self._responses if alone else None
+        self._responses = None
+        solver.tell(products, None if responses is None else responses[:, :width])
+        self._told_steps += 1
+        self._set_probe()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the convergence norms when no callback of ours does."""
+        every = max(1, self.trainer.log_every_n_steps)
+        if self.logged_by_callback or self._told_steps % every:
+            return
+        progress = self.solver.progress()
+        if math.isfinite(progress.worst):
+            self.log_dict(
+                {"worst_residual": progress.worst, "products": float(progress.num_products)},
+                prog_bar=True,
+            )
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Replace the weights by the solver's whole state and plain metadata."""
+        checkpoint["state_dict"] = {}
+        progress = self.solver.progress()
+        checkpoint[CHECKPOINT_KEY] = {
+            "solver": self.solver.state_dict(),
+            "route": self.operator.jacobian.route,
+            "rng_state": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+            "progress": {
+                "products": progress.num_products,
+                "eigenvalues": progress.eigenvalues.tolist(),
+                "residuals": progress.residuals.tolist(),
+                "eigenindex": progress.eigenindex.tolist(),
+                "scale": float(progress.scale),
+                "phase": progress.phase,
+            },
+            "metadata": self.run_metadata,
+        }
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take up the solver's state; the route of the products is the saved one.
+
+        Raises
+        ------
+        CheckpointError
+            When the checkpoint holds no solver or one that does not fit the settings.
+        """
+        saved = checkpoint.get(CHECKPOINT_KEY)
+        if not isinstance(saved, Mapping) or "solver" not in saved:
+            raise CheckpointError(
+                "checkpoint: expected one of an EigendistortionModule, got one without a solver "
+                "state; pass the checkpoint of an eigenexp run"
+            )
+        self._rng_state = dict(saved["rng_state"])
+        if saved["route"] != self.operator.jacobian.route:
+            self._operator = FisherOperator(self._model_call, self._image, route=saved["route"])
+        self.solver.load_state_dict(saved["solver"])
+        self._set_probe()
