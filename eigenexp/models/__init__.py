@@ -1,19 +1,27 @@
 """Models to start from, and how to take a layer of any other."""
 
 from eigenexp.models.basic import CenterSurround, Gaussian, Identity
+from eigenexp.models.efficientnet import EfficientNetLite0, efficientnet_lite0
 from eigenexp.models.front_end import (
     LinearNonlinear,
     LuminanceContrastGainControl,
     LuminanceGainControl,
     OnOff,
 )
+from eigenexp.models.layers import LayerOutput, available_layers, freeze, frozen
 
 __all__ = [
     "CenterSurround",
+    "EfficientNetLite0",
     "Gaussian",
     "Identity",
+    "LayerOutput",
     "LinearNonlinear",
     "LuminanceContrastGainControl",
     "LuminanceGainControl",
     "OnOff",
+    "available_layers",
+    "efficientnet_lite0",
+    "freeze",
+    "frozen",
 ]
