@@ -36,10 +36,8 @@ def gaussian_taps(kernel_size: int, std: float) -> tuple[float, ...]:
     return tuple(tap / total for tap in taps)
 
 
-def gaussian_bank(
-    x: Tensor, kernel_size: tuple[int, int], stds: Sequence[float], weights: Sequence[float]
-) -> Tensor:
-    """Blur by several Gaussians at once, and scale each blurred picture.
+def gaussian_bank(x: Tensor, kernel_size: tuple[int, int], stds: Sequence[float]) -> Tensor:
+    """Blur by several Gaussians at once.
 
     Parameters
     ----------
@@ -47,8 +45,8 @@ def gaussian_bank(
         ``(B, 1, H, W)``, which every filter blurs, or ``(B, f, H, W)``, a channel to each filter.
     kernel_size
         Height and width of the filters, in pixels, at most 2·H − 1 and 2·W − 1.
-    stds, weights
-        Standard deviation in pixels and factor of each of the f filters.
+    stds
+        Standard deviations of the f filters, in pixels.
 
     Returns
     -------
@@ -56,14 +54,13 @@ def gaussian_bank(
         ``(B, f, H, W)``; borders are reflected without repeating the edge.
     """
     down = constants([gaussian_taps(kernel_size[0], std) for std in stds], x)
-    # The factors ride on the second filters and cost nothing.
     across = constants([gaussian_taps(kernel_size[1], std) for std in stds], x)
-    across = across * constants(weights, x).view(-1, 1)
     (batch, channels, height, width), f = x.shape, len(stds)
     if max(height, width) > DENSE_LIMIT:
         return _convolve(x, down, across)
     a_h = blur_matrices(down, height)
-    a_w = blur_matrices(across, width)
+    square = height == width and kernel_size[0] == kernel_size[1]
+    a_w = a_h if square else blur_matrices(across, width)
     if channels == 1:
         # All filters meet the one picture in a single product (f·H, H) · (H, W).
         half = (a_h.reshape(f * height, height) @ x).view(batch, f, height, width)
@@ -93,12 +90,17 @@ def blur_matrices(taps: Tensor, n: int) -> Tensor:
     left = (k - 1) // 2
     right = k - 1 - left
     # Row i of the band matrix on the padded pixels is the taps moved right by i: rows of length
-    # n+k−1 cut from a sequence of period n+k.
-    period = pad(taps, (0, n))
-    band = period.repeat(1, n)[:, : n * (n + k - 1)].view(-1, n, n + k - 1)
-    before = pad(band[..., :left].flip(-1), (1, n - 1 - left))
-    after = pad(band[..., left + n :].flip(-1), (n - 1 - right, 1))
-    return band[..., left : left + n] + before + after
+    # n+k−1 cut from the taps repeated with a period of n+k.
+    period = pad(taps.unsqueeze(1).expand(-1, n, k), (0, n)).flatten(1)
+    band = period[:, : n * (n + k - 1)].view(-1, n, n + k - 1)
+    matrix = band[..., left : left + n]
+    # Only the first rows reach over the left border, and only the last over the right one.
+    before = pad(band[:, :left, :left].flip(-1), (1, n - 1 - left))
+    after = pad(band[:, n - right :, left + n :].flip(-1), (n - 1 - right, 1))
+    if left > n - right:  # rows in the middle reach over both
+        return matrix + pad(before, (0, 0, 0, n - left)) + pad(after, (0, 0, n - right, 0))
+    top, middle, bottom = matrix[:, :left], matrix[:, left : n - right], matrix[:, n - right :]
+    return torch.cat([top + before, middle, bottom + after], dim=1)
 
 
 def _convolve(x: Tensor, down: Tensor, across: Tensor) -> Tensor:

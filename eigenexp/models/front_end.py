@@ -57,21 +57,16 @@ class _FrontEnd(nn.Module):
         """Return the response ``(B, f, H, W)``; luminance and contrast are (scalar, std) pairs."""
         check_picture(x, self.kernel_size, type(self).__name__, gray=True)
         f = len(signs)
-        gains = [sign * self.amplitude_ratio for sign in signs]
-        blurred = gaussian_bank(
-            x,
-            self.kernel_size,
-            [*center, *surround, *(std for _, std in luminance)],
-            [*gains, *(-gain for gain in gains), *(scalar for scalar, _ in luminance)],
-        )
-        parts = torch.split(blurred, f, dim=1)
-        response = parts[0] + parts[1]
+        stds = [*center, *surround, *(std for _, std in luminance)]
+        blurred = torch.split(gaussian_bank(x, self.kernel_size, stds), f, dim=1)
+        gain = constants([sign * self.amplitude_ratio for sign in signs], x).view(f, 1, 1)
+        response = gain * (blurred[0] - blurred[1])
         if luminance:
-            response = response / (1 + parts[2])
+            scalar = constants([scalar for scalar, _ in luminance], x).view(f, 1, 1)
+            response = response / (1 + scalar * blurred[2])
         if contrast:
-            power = gaussian_bank(
-                response.square(), self.kernel_size, [std for _, std in contrast], [1.0] * f
-            )
+            stds = [std for _, std in contrast]
+            power = gaussian_bank(response.square(), self.kernel_size, stds)
             # √ has slope ∞ at 0, which autograd turns into 0·∞ = NaN for a dark or constant
             # picture. a·√(G∗a²) is differentiable there with slope 0; the clamp gives that slope
             # and changes no value, being lost beside 1e-6.
