@@ -18,6 +18,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from eigenexp.checkpoints import (
+    METADATA_KEY,
+    check_metadata,
+    checkpoint_metadata,
+    model_fingerprint,
+    tensor_sha256,
+)
 from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelError
 from eigenexp.images import Picture
@@ -26,7 +33,6 @@ from eigenexp.spectrum import Spectrum
 
 __all__ = ["EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
 
-CHECKPOINT_KEY = "eigenexp"
 _PRECISIONS = ("32-true", "64-true", "32", "64")
 
 
@@ -158,6 +164,10 @@ class EigendistortionModule(L.LightningModule):
         self.save_hyperparameters({**self._settings, "model": type(model).__name__})
         # Metadata that whoever launched the run wants kept in every checkpoint: plain containers.
         self.run_metadata: dict[str, Any] = {}
+        # Continue a checkpoint of another model, picture or precision all the same.
+        self.force_resume = False
+        # Settings changed on purpose: never a reason to refuse a checkpoint.
+        self.intended_changes: tuple[str, ...] = ("config",)
         # The callback that logs convergence sets this; without it the module logs for itself.
         self.logged_by_callback = False
         self.probe = nn.Parameter(torch.empty(0))
@@ -166,6 +176,7 @@ class EigendistortionModule(L.LightningModule):
         self._solver: Eigensolver | None = None
         self._responses: Tensor | None = None
         self._rng_state: dict[str, Any] | None = None
+        self._fingerprint: dict[str, Any] | None = None
         self._told_steps = 0
         # Only the solver's state goes into a checkpoint, so a state dict never matches strictly.
         self.strict_loading = False
@@ -225,8 +236,8 @@ class EigendistortionModule(L.LightningModule):
             )
         if trainer.gradient_clip_val:
             raise InputError(
-                "gradient_clip_val: expected None, got "
-                f"{trainer.gradient_clip_val}; the gradient is the product F·v, clipping falsifies it"
+                f"gradient_clip_val: expected None, got {trainer.gradient_clip_val}; the gradient "
+                "is the product F·v, which clipping falsifies"
             )
         dtype = torch.float64 if precision.startswith("64") else self._image.dtype
         device = trainer.strategy.root_device
@@ -237,16 +248,12 @@ class EigendistortionModule(L.LightningModule):
         if isinstance(self.model, nn.Module):
             self.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
         self._image = self._image.to(device=device, dtype=dtype)
-        self._operator = FisherOperator(self._model_call, self._image, route=self._route)
+        self._operator = FisherOperator(self.model, self._image, route=self._route)
         state = None if solver is None else solver.state_dict()
         self._solver = make_solver(self._operator, **self._settings)
         if state is not None:
             self._solver.load_state_dict(state)
         self._set_probe()
-
-    @property
-    def _model_call(self) -> Callable[[Tensor], Any]:
-        return self.model
 
     def _set_probe(self) -> None:
         """Put the solver's next block into the parameter; pad to a fixed width under DDP."""
@@ -336,11 +343,31 @@ class EigendistortionModule(L.LightningModule):
 
     # -- checkpoints -----------------------------------------------------------------------------
 
+    def metadata(self) -> dict[str, Any]:
+        """Return where this solve comes from: versions, commit, fingerprints, settings."""
+        if self._fingerprint is None:
+            self._fingerprint = model_fingerprint(
+                self.model, self._image, self.operator.jacobian.response
+            )
+        picture = (
+            self.picture.record
+            if self.picture is not None
+            else {"sha256": tensor_sha256(self._image), "shape": list(self._image.shape)}
+        )
+        return checkpoint_metadata(
+            model=self._fingerprint,
+            picture=picture,
+            dtype=self.solver.dtype,
+            device=self.solver.device,
+            solver=self._settings,
+            **self.run_metadata,
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace the weights by the solver's whole state and plain metadata."""
         checkpoint["state_dict"] = {}
         progress = self.solver.progress()
-        checkpoint[CHECKPOINT_KEY] = {
+        checkpoint[METADATA_KEY] = {
             "solver": self.solver.state_dict(),
             "route": self.operator.jacobian.route,
             "rng_state": {
@@ -348,14 +375,14 @@ class EigendistortionModule(L.LightningModule):
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
             "progress": {
-                "products": progress.num_products,
+                "num_products": progress.num_products,
                 "eigenvalues": progress.eigenvalues.tolist(),
                 "residuals": progress.residuals.tolist(),
                 "eigenindex": progress.eigenindex.tolist(),
                 "scale": float(progress.scale),
                 "phase": progress.phase,
             },
-            "metadata": self.run_metadata,
+            "metadata": self.metadata(),
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
@@ -366,14 +393,21 @@ class EigendistortionModule(L.LightningModule):
         CheckpointError
             When the checkpoint holds no solver or one that does not fit the settings.
         """
-        saved = checkpoint.get(CHECKPOINT_KEY)
+        saved = checkpoint.get(METADATA_KEY)
         if not isinstance(saved, Mapping) or "solver" not in saved:
             raise CheckpointError(
                 "checkpoint: expected one of an EigendistortionModule, got one without a solver "
                 "state; pass the checkpoint of an eigenexp run"
             )
+        if "metadata" in saved:
+            check_metadata(
+                saved["metadata"],
+                self.metadata(),
+                force=self.force_resume,
+                intended=self.intended_changes,
+            )
         self._rng_state = dict(saved["rng_state"])
         if saved["route"] != self.operator.jacobian.route:
-            self._operator = FisherOperator(self._model_call, self._image, route=saved["route"])
+            self._operator = FisherOperator(self.model, self._image, route=saved["route"])
         self.solver.load_state_dict(saved["solver"])
         self._set_probe()

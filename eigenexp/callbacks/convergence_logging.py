@@ -22,7 +22,7 @@ MAX_HISTORY = 2000
 
 
 def pair_name(index: int, n: int) -> str:
-    """Return the place of a pair as people say it: 0, 1, … from the top, -1, -2, … from the bottom."""
+    """Return the place of a pair: 0, 1, … from the top, -1, -2, … from the bottom."""
     return str(index) if index < n / 2 else str(index - n)
 
 
@@ -63,10 +63,10 @@ class ConvergenceLogging(L.Callback):
     laid over each other; loggers stamp the wall time themselves.
 
     Metrics: ``residual/<i>`` (‖Fv − λv‖ / λmax), ``eigenvalue/<i>``, ``worst_residual``,
-    ``worst_residual_over_tol``, ``eigenvalue_change`` (2-norm of the change since the last point, over
-    λmax), ``subspace_angle/top`` and ``/bottom`` (radians, since the last angle),
-    ``products``, ``trainer_step``, ``step_seconds``, ``elapsed_seconds``. ``<i>`` counts 0, 1, … from
-    the largest and -1, -2, … from the smallest eigenvalue.
+    ``worst_residual_over_tol``, ``eigenvalue_change`` (2-norm of the change since the last point,
+    over λmax), ``subspace_angle/top`` and ``/bottom`` (radians, since the last angle),
+    ``products``, ``trainer_step``, ``step_seconds``, ``elapsed_seconds``. ``<i>`` counts 0, 1, …
+    from the largest and -1, -2, … from the smallest eigenvalue.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ __all__ = ["DistortionPictures", "send_picture"]
 
 
 def send_picture(logger: Logger, key: str, pixels: npt.NDArray[np.uint8], step: int) -> bool:
-    """Hand one ``(H, W, 3)`` or ``(H, W)`` uint8 picture to ``logger``; ``False`` if it takes none."""
+    """Hand a uint8 ``(H, W[, 3])`` picture to ``logger``; ``False`` if it takes none."""
     if isinstance(logger, TensorBoardLogger):
         layout = "HWC" if pixels.ndim == 3 else "HW"
         logger.experiment.add_image(key, pixels, step, dataformats=layout)

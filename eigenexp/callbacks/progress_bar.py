@@ -16,7 +16,7 @@ __all__ = ["SolverProgressBar", "describe", "digits_done"]
 
 
 def digits_done(worst: float, tol: float) -> float:
-    """Return the part of the way to ``tol``, on the log scale on which residuals fall, in [0, 1]."""
+    """Return the part of the way to ``tol`` in [0, 1], on the log scale on which residuals fall."""
     if not math.isfinite(worst) or worst >= 1:
         return 0.0
     if worst <= tol:

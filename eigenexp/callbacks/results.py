@@ -68,7 +68,7 @@ class ResultFiles(L.Callback):
         """Write everything now; a logger without artifacts is passed over."""
         module = solver_module(pl_module)
         spectrum = module.solver.result().reshape(module.operator.image_shape)
-        spectrum = spectrum.with_metadata({**module.run_metadata, **self.metadata})
+        spectrum = spectrum.with_metadata({**module.metadata(), **self.metadata})
         folder = self.dirpath or Path(trainer.default_root_dir) / "results"
         folder.mkdir(parents=True, exist_ok=True)
         self.paths["spectrum"] = spectrum.save(folder / "spectrum.safetensors")

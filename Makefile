@@ -1,0 +1,50 @@
+# make demo: one real run, from nothing.   make test: the checks and the test suite.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ROOT ?= mlruns
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow check format bench clean
+
+help: ## Say what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "eigenexp needs Python 3.11 or newer; got $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing eigenexp, versions from constraints.txt"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing eigenexp and what its tests need, versions from constraints.txt"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,vision]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed ## Find the distortions OnOff feels most and least in a picture (about a minute)
+	@echo "running: eigenexp fit experiment=demo"
+	@EIGENEXP_ROOT=$(ROOT) $(BIN)/eigenexp fit experiment=demo
+
+test: $(VENV)/.installed-test check ## Run the checks and the test suite
+	@echo "running the tests"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term
+
+slow: $(VENV)/.installed-test ## Run the tests that take minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=1200
+
+check: $(VENV)/.installed-test ## Lint, types, and the direction of imports
+	@echo "checking format, lint, types and imports"
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.installed-test ## Format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean: ## Remove the environment and caches (runs under mlruns/ stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis

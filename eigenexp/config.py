@@ -1,0 +1,283 @@
+"""The structured configuration: types for every key, composed from the groups in ``conf/``."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from eigenexp.errors import ConfigError
+
+__all__ = [
+    "CONFIG_MODULE",
+    "FitConfig",
+    "compose_config",
+    "options",
+    "override_config",
+    "plain_config",
+    "register_schemas",
+]
+
+CONFIG_MODULE = "eigenexp.conf"
+CONFIG_NAME = "fit"
+
+
+@dataclass
+class ImageConfig:
+    """Which picture, and what is done to it; see :func:`eigenexp.images.load_picture`."""
+
+    source: str = MISSING
+    crop: Any = None
+    resize: Any = None
+    channels: str = "gray"
+    value_range: list[float] = field(default_factory=lambda: [0.0, 1.0])
+
+
+@dataclass
+class SolverConfig:
+    """What every method takes."""
+
+    method: str = "auto"
+    k: int = 1
+    which: str = "both"
+    tol: float = 1e-4
+    seed: int = 0
+    max_products: int | None = None
+
+
+@dataclass
+class PowerConfig(SolverConfig):
+    """Block power iteration."""
+
+    method: str = "power"
+
+
+@dataclass
+class LanczosConfig(SolverConfig):
+    """Thick-restart Lanczos; ``basis_size`` vectors are stored."""
+
+    method: str = "lanczos"
+    basis_size: int = 40
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of ``lightning.Trainer``."""
+
+    max_steps: int = 100_000
+    max_time: str | None = None
+    accelerator: str = "auto"
+    devices: Any = 1
+    strategy: str = "auto"
+    num_nodes: int = 1
+    precision: str = "32-true"
+    enable_progress_bar: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    """Which loggers write, and to which tracking server."""
+
+    mlflow: bool = True
+    tensorboard: bool = True
+    csv: bool = False
+    tracking_uri: str | None = None
+
+
+@dataclass
+class CallbacksConfig:
+    """Intervals, in steps unless they say otherwise."""
+
+    log_every: int = 1
+    angle_every: int = 25
+    pictures_every: int = 100
+    checkpoint_every: int = 50
+    checkpoint_seconds: float | None = 60.0
+    keep_checkpoints: int = 2
+    refresh_every: int = 5
+
+
+@dataclass
+class FitConfig:
+    """The whole configuration of one run.
+
+    ``model`` is a ``_target_`` with its arguments, and ``layer``: the dotted name of the layer
+    whose output is the response (``features.11``), ``null`` for the model's own output.
+    """
+
+    model: dict[str, Any] = MISSING
+    image: ImageConfig = field(default_factory=ImageConfig)
+    solver: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    experiment: Any = None
+    root: str = "mlruns"
+    experiment_name: str = "eigenexp"
+    run_name: str | None = None
+    threads: int | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    trust: bool = False
+
+
+_SCHEMAS = (
+    (None, "schema_fit", FitConfig),
+    ("solver", "schema_auto", SolverConfig),
+    ("solver", "schema_power", PowerConfig),
+    ("solver", "schema_lanczos", LanczosConfig),
+    ("trainer", "schema_trainer", TrainerConfig),
+    ("logger", "schema_logger", LoggerConfig),
+    ("callbacks", "schema_callbacks", CallbacksConfig),
+)
+
+
+def register_schemas() -> None:
+    """Make the typed schemas known to Hydra; safe to call again."""
+    store = ConfigStore.instance()
+    for group, name, node in _SCHEMAS:
+        store.store(group=group, name=name, node=node, provider="eigenexp")
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Lend Hydra for one composition, leaving the caller's alone."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose ``conf/fit.yaml`` with ``overrides`` and check every key, type and missing value.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, and the keys or options that exist.
+    """
+    register_schemas()
+    with _hydra():
+        try:
+            config = compose(CONFIG_NAME, overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error, overrides)) from error
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(
+            f"{missing[0]}: expected a value, got none; add {missing[0]}=… to the command"
+        )
+    return config
+
+
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """Return the resolved configuration as plain containers."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(plain, dict):
+        raise ConfigError(f"configuration: expected a mapping, got {type(plain).__name__}")
+    return {str(key): value for key, value in plain.items()}
+
+
+def override_config(saved: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """Return a saved configuration with ``key=value`` overrides, checked for keys and types.
+
+    Raises
+    ------
+    ConfigError
+        When the saved configuration or an override does not fit the schema.
+    """
+    methods = {
+        schema.method: schema for _, _, schema in _SCHEMAS if issubclass(schema, SolverConfig)
+    }
+    try:
+        solver = dict(saved.get("solver") or {})
+        schema = OmegaConf.structured(FitConfig)
+        typed = methods.get(str(solver.get("method")), SolverConfig)
+        schema.solver = OmegaConf.structured(typed)
+        config = OmegaConf.merge(schema, OmegaConf.create(dict(saved)))
+        OmegaConf.set_struct(config, True)
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals:
+                raise ConfigError(f"expected key=value, got {override!r}")
+            if "." not in key and options(key):
+                raise ConfigError(
+                    f"{key}: expected a single setting such as {key}.…=…, got a choice of group; "
+                    "a resumed run keeps its groups"
+                )
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "configuration"
+        parent = str(key).rpartition(".")[0]
+        node = OmegaConf.select(config, parent) if parent else config
+        known = sorted(str(k) for k in node) if isinstance(node, DictConfig) else []
+        raise ConfigError(
+            f"{key}: {' '.join(str(error).split()).split(' full_key:')[0]}; "
+            f"expected one of {', '.join(known)}"
+        ) from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError("configuration: expected a mapping")
+    return config
+
+
+def options(group: str) -> list[str]:
+    """Return the files of a configuration group, by the names they are chosen with."""
+    from importlib.resources import files
+
+    folder = files(CONFIG_MODULE).joinpath(group)
+    if not folder.is_dir():
+        return []
+    names = [entry.name for entry in folder.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Turn Hydra's message into one line: key, what was got, what exists."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text = " ".join(str(error).split())
+    unparsed = re.search(r"Error parsing override '(.*?)' ", text)
+    if unparsed:
+        return f"expected key=value, got {unparsed[1]!r}"
+    absent = re.search(r"Could not find '(\w+)/([^']*)'", text)
+    if absent:
+        group, name = absent[1], absent[2]
+        known = options(group)
+        return f"{group}: expected one of {', '.join(known)}, got {name!r}{_near(name, known)}"
+    key = getattr(cause, "full_key", None) or (re.findall(r"Key '([^']+)'", text) or [None])[0]
+    message = " ".join(str(cause).split()).split(" full_key:")[0]
+    if key and re.search(r"Key '[^']+' (is not in struct|not in )", message):
+        parent, _, name = str(key).rpartition(".")
+        known = _known_keys(parent, overrides)
+        if not known:
+            return f"{key}: no such key yet; write +{key}=… to add it"
+        return f"{key}: no such key; expected one of {', '.join(known)}{_near(name, known)}"
+    return f"{key}: {message}" if key else f"configuration: {message}"
+
+
+def _known_keys(parent: str, overrides: Sequence[str]) -> list[str]:
+    """Return the keys under ``parent``, with only the group choices of ``overrides`` applied."""
+    choices = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and options(o.split("=")[0])]
+    with _hydra():
+        try:
+            config = compose(CONFIG_NAME, overrides=choices)
+        except (HydraException, OmegaConfBaseException):
+            return []
+    node = OmegaConf.select(config, parent) if parent else config
+    return sorted(str(key) for key in node) if isinstance(node, DictConfig) else []
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

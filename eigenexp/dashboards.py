@@ -1,0 +1,105 @@
+"""Start MLflow and TensorBoard on the folder of runs, and stop both together."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from eigenexp.errors import TrackingError
+from eigenexp.runs import open_root
+from eigenexp.tracking import local_store
+
+__all__ = ["commands", "serve"]
+
+_START_SECONDS = 90.0
+_HOST = "127.0.0.1"
+
+
+def commands(root: Path, mlflow_port: int, tensorboard_port: int) -> dict[str, list[str]]:
+    """Return the command of each dashboard, by name."""
+    store = local_store(root)
+    mlflow = [sys.executable, "-m", "mlflow", "server", "--host", _HOST]
+    mlflow += ["--port", str(mlflow_port), "--workers", "1"]
+    mlflow += ["--backend-store-uri", store.tracking_uri]
+    mlflow += ["--default-artifact-root", str(root / "artifacts")]
+    tensorboard = [sys.executable, "-m", "tensorboard.main", "--host", _HOST]
+    tensorboard += ["--port", str(tensorboard_port), "--logdir", str(root / "tb")]
+    return {"MLflow": mlflow, "TensorBoard": tensorboard}
+
+
+def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
+    """Run both dashboards until Ctrl-C, printing each address once it answers.
+
+    Raises
+    ------
+    TrackingError
+        When a port is taken or a server ends by itself.
+    """
+    root = open_root(root)
+    ports = {"MLflow": mlflow_port, "TensorBoard": tensorboard_port}
+    for name, port in ports.items():
+        if not _is_free(port):
+            raise TrackingError(
+                f"{name}: expected port {port} to be free, got one in use; "
+                f"pass --{name.lower()}-port"
+            )
+    if importlib.util.find_spec("tensorboard") is None:
+        raise TrackingError("TensorBoard: expected it installed; pip install tensorboard")
+    servers: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name, command in commands(root, mlflow_port, tensorboard_port).items():
+            log = (root / f"{name.lower()}.log").open("wb")
+            with log:
+                servers[name] = subprocess.Popen(
+                    command, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+                )
+        for name, process in servers.items():
+            _wait(name, process, ports[name], root)
+            print(f"{name + ':':<13}http://{_HOST}:{ports[name]}", flush=True)
+        print("Ctrl-C ends both", flush=True)
+        while all(process.poll() is None for process in servers.values()):
+            time.sleep(0.5)
+        ended = next(name for name, process in servers.items() if process.poll() is not None)
+        raise TrackingError(f"{ended} ended by itself; see {root / f'{ended.lower()}.log'}")
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        for process in servers.values():
+            process.terminate()
+        for process in servers.values():
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _wait(name: str, process: subprocess.Popen[bytes], port: int, root: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"http://{_HOST}:{port}/", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise TrackingError(
+        f"{name}: expected an answer on port {port}, got none; see {root / f'{name.lower()}.log'}"
+    )
