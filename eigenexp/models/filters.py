@@ -120,10 +120,8 @@ def _convolve(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
 
 def pair(kernel_size: int | Sequence[int], name: str) -> tuple[int, int]:
     """Return (height, width) of a kernel given as one size or two."""
-    sizes = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-    if len(sizes) != 2 or not all(
-        isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes
-    ):
+    sizes = list(kernel_size) if isinstance(kernel_size, Sequence) else [kernel_size] * 2
+    if len(sizes) != 2 or any(type(size) is not int or size < 1 for size in sizes):
         raise ModelError(
             f"{name}: kernel_size: expected a positive whole number of pixels or [height, width], "
             f"got {kernel_size!r}"
