@@ -1,0 +1,99 @@
+"""Sends what runs could not send while they lived."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from eigenexp.errors import RunNotFoundError, TrackingError
+from eigenexp.tracking.sender import Sender, is_alive
+from eigenexp.tracking.spool import Spool, find_spools
+from eigenexp.tracking.store import one_line
+
+__all__ = ["SyncReport", "sync"]
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What became of one spool.
+
+    Attributes
+    ----------
+    local_id
+        The run's name in the spool.
+    run_id
+        The store's id, once it has one.
+    points
+        Metric points delivered in all.
+    complete
+        Whether nothing waits any more.
+    problem
+        Why not, in one line.
+    """
+
+    local_id: str
+    run_id: str | None
+    points: int
+    complete: bool
+    problem: str | None = None
+
+
+def sync(root: str | os.PathLike[str] = "mlruns", run_id: str | None = None) -> list[SyncReport]:
+    """Send every spool under ``root`` (or one run's); what is delivered is deleted there.
+
+    Raises
+    ------
+    RunNotFoundError
+        When ``run_id`` has no spool.
+    """
+    reports = []
+    for spool in find_spools(root):
+        try:
+            meta, state = spool.meta, spool.read_state()
+        except (OSError, ValueError) as error:
+            reports.append(SyncReport(spool.folder.name, None, 0, False, one_line(error)))
+            continue
+        if run_id is None or run_id in (meta["local_id"], meta.get("run_id"), state.run_id):
+            reports.append(_sync_one(spool))
+    if run_id is not None and not reports:
+        raise RunNotFoundError(
+            f"run {run_id!r}: expected something unsent under {root}, got nothing; "
+            "it was sent already, or lies under another root"
+        )
+    return reports
+
+
+def _sync_one(spool: Spool) -> SyncReport:
+    from filelock import FileLock, Timeout
+
+    local_id = spool.meta["local_id"]
+    try:
+        with FileLock(spool.folder / "lock", timeout=0):
+            return _deliver(spool)
+    except Timeout:
+        state = spool.read_state()
+        problem = state.error or "its own process is sending it"
+        return SyncReport(local_id, state.run_id, state.points, False, problem)
+
+
+def _deliver(spool: Spool) -> SyncReport:
+    local_id = spool.meta["local_id"]
+    problem = None
+    try:
+        sender = Sender(spool)
+    except (TrackingError, OSError, ValueError) as error:
+        return SyncReport(local_id, None, 0, False, one_line(error))
+    try:
+        while sender.step():
+            pass
+        if not is_alive(sender.state.session) and not sender.state.ended:
+            sender.mark_dead()
+            sender.state.ended = True
+    except Exception as error:
+        problem = one_line(error)
+        sender.fail(error)
+    state = sender.state
+    complete = problem is None and sender.is_drained
+    if complete and state.ended:
+        spool.remove()
+    return SyncReport(local_id, state.run_id, state.points, complete, problem)
