@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from eigenexp.errors import RunNotFoundError, TrackingError
-from eigenexp.tracking.sender import Sender, is_alive
+from eigenexp.tracking.delivery import Sender, is_alive
 from eigenexp.tracking.spool import Spool, find_spools
 from eigenexp.tracking.store import one_line
 

@@ -1,0 +1,249 @@
+"""A run's spool together with the process that sends it: what the solving process holds."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import eigenexp
+from eigenexp.tracking.files import safe_relative, snapshot
+from eigenexp.tracking.spool import Record, Spool, find_spools, session_record
+from eigenexp.tracking.store import QUIET_ENVIRONMENT, Store, check_run_id
+
+__all__ = ["Outbox"]
+
+log = logging.getLogger(__name__)
+
+_HELD_BACK = 10_000
+_PATIENCE = 3.0
+
+
+class Outbox:
+    """Takes records and files, keeps them on disk, and sees that a sender process lives.
+
+    No method raises for the sake of the store or of a full disk.
+
+    Parameters
+    ----------
+    store
+        Where the run is kept.
+    experiment, run_name, tags
+        Of a new run.
+    run_id
+        Continue this run.
+
+    Raises
+    ------
+    TrackingError
+        When the store's folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        experiment: str,
+        run_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._held_back: deque[Record] = deque(maxlen=_HELD_BACK)
+        self._warned = False
+        self._open = True
+        self._uri = store.uri
+        spool = None if run_id is None else _find_spool(store, run_id)
+        if spool is None:
+            meta = {
+                "root": str(store.root),
+                "uri": store.uri,
+                "experiment": experiment,
+                "run_name": run_name,
+                "tags": dict(tags or {}),
+                "run_id": run_id,
+            }
+            spool = Spool.create(store.root, meta)
+        self.spool = spool
+        self.append(session_record(resume=run_id is not None, run_id=run_id))
+        if run_id is not None and tags:
+            self.append({"k": "t", "v": dict(tags)})
+        self._launch()
+        atexit.register(self._end)
+
+    def await_run_id(self, timeout: float) -> str:
+        """Return the store's id of the run, or the provisional one when it gives none in time."""
+        spool, end = self.spool, time.monotonic() + timeout
+        local_id = str(spool.meta["local_id"])
+        while True:
+            state = spool.read_state()
+            if state.run_id is not None:
+                return check_run_id(state.run_id)
+            stopped = self._process is None or self._process.poll() is not None
+            late = time.monotonic() > end
+            if state.error or stopped or late:
+                reason = "the sender stopped" if stopped else f"no answer in {timeout:.0f} s"
+                log.warning(
+                    "the tracking store %s does not answer (%s); the run goes on as %s and is "
+                    "sent when the store is back",
+                    self._uri,
+                    state.error or reason,
+                    local_id,
+                )
+                return local_id
+            time.sleep(0.02)
+
+    def append(self, record: Record) -> None:
+        """Add a record to the journal; held in memory while the disk is full."""
+        if not self._open:
+            return
+        try:
+            if self._held_back:
+                self._flush_held_back()
+            self.spool.append(record)
+        except OSError as error:
+            self._held_back.append(record)
+            self._tell_once(error)
+
+    def append_files(
+        self, record: Record, files: list[tuple[Path, str]], artifact_path: str
+    ) -> None:
+        """Take snapshots of ``(path, name)`` files and append the record that names them.
+
+        Raises
+        ------
+        TrackingError
+            When a name or ``artifact_path`` climbs out of its folder.
+        """
+        if artifact_path:
+            safe_relative(artifact_path)
+        for _, name in files:
+            safe_relative(name)
+
+        def keep(folder: Path) -> list[Path]:
+            return [snapshot(source, folder, name) for source, name in files]
+
+        self.append_made({**record, "to": artifact_path}, keep)
+
+    def append_made(self, record: Record, make: Callable[[Path], list[Path]]) -> None:
+        """Append a record of the files ``make`` writes; a full disk loses them, not the solve."""
+        if not self._open:
+            return
+        try:
+            made = make(self.spool.new_file_folder())
+        except OSError as error:
+            self._tell_once(error)
+            return
+        names = [str(path.relative_to(self.spool.folder)) for path in made]
+        self.append({**record, "files": names})
+
+    def sync(self) -> None:
+        """Force the journal to disk, and start the sender again if it died."""
+        if not self._open:
+            return
+        try:
+            self._flush_held_back()
+            self.spool.sync()
+        except OSError as error:
+            self._tell_once(error)
+        if self._process is None or self._process.poll() is not None:
+            self._launch()
+
+    def wait(self, timeout: float) -> bool:
+        """Return whether the store has everything, once it has or there is no hope in time."""
+        spool, end, troubled = self.spool, time.monotonic() + timeout, None
+        while spool.folder.exists():
+            state = spool.read_state()
+            if (state.segment, state.offset) >= spool.position and not state.uploads:
+                return True
+            now = time.monotonic()
+            troubled = (troubled or now) if state.error else None
+            if now > end or (troubled is not None and now - troubled > _PATIENCE):
+                log.warning(
+                    "the tracking store does not have everything of run %s yet (%s); it waits in "
+                    "%s, `eigenexp sync` sends it",
+                    state.run_id or spool.meta["local_id"],
+                    state.error or f"not done after {timeout:.0f} s",
+                    spool.folder,
+                )
+                return False
+            time.sleep(0.02)
+        return True
+
+    def close(self, timeout: float) -> bool:
+        """Say that nothing follows and wait within bounds; the sender goes on by itself."""
+        if not self._open:
+            return True
+        self.append({"k": "end"})
+        done = self.wait(timeout)
+        if done and self._process is not None:
+            try:
+                self._process.wait(5.0)
+            except subprocess.TimeoutExpired:
+                log.debug("sender %s goes on by itself", self._process.pid)
+        self._end(say_so=False)
+        return done
+
+    def _end(self, say_so: bool = True) -> None:
+        atexit.unregister(self._end)
+        if self._open and say_so:
+            self.append({"k": "end"})
+        self._open = False
+        self.spool.close()
+
+    def _launch(self) -> None:
+        environ = {**QUIET_ENVIRONMENT, **os.environ}
+        home = str(Path(eigenexp.__file__).parent.parent)
+        paths = (home, environ.get("PYTHONPATH"))
+        environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        folder = self.spool.folder
+        command = [sys.executable, "-m", "eigenexp.tracking.sender", str(folder), str(os.getpid())]
+        try:
+            with (folder / "sender.log").open("ab") as output:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environ,
+                    start_new_session=True,  # Ctrl-C is for the solve alone
+                )
+        except OSError as error:
+            self._tell_once(error)
+
+    def _flush_held_back(self) -> None:
+        while self._held_back:
+            self.spool.append(self._held_back[0])
+            self._held_back.popleft()
+
+    def _tell_once(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "tracking: cannot write %s (%s); the solve goes on, the newest %d records are "
+                "held in memory until there is room",
+                self.spool.folder,
+                error.strerror or error,
+                _HELD_BACK,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process; a copy in another one appends to the spool."""
+        return {**self.__dict__, "_process": None, "spool": Spool(self.spool.folder)}
+
+
+def _find_spool(store: Store, run_id: str) -> Spool | None:
+    """Return what an earlier process left of this run, to go on in the same journal."""
+    for spool in find_spools(store.root):
+        meta = spool.meta
+        names = (meta["local_id"], meta.get("run_id"), spool.read_state().run_id)
+        if meta["uri"] == store.uri and run_id in names:
+            return spool
+    return None
