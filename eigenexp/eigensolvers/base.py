@@ -108,9 +108,12 @@ class Progress:
     @property
     def worst(self) -> float:
         """Largest ‖Fv − θv‖ / λmax over the wanted pairs."""
-        if len(self.residuals) == 0 or not self.scale > 0:
+        if len(self.residuals) == 0:
             return float("inf")
-        return float(self.residuals.max()) / self.scale
+        largest = float(self.residuals.max())
+        if self.scale > 0:
+            return largest / self.scale
+        return 0.0 if largest == 0 else float("inf")  # F = 0: every vector is an eigenvector
 
 
 class Eigensolver(abc.ABC):
