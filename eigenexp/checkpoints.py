@@ -288,33 +288,44 @@ def find_checkpoint(folder: str | os.PathLike[str], *, clean: bool = True) -> Pa
         return place
     if clean:
         remove_orphans(place)
-    candidates = [path for path in place.iterdir() if path.suffix == ".ckpt"]
-    damaged = []
-    for path in sorted(candidates, key=_newness, reverse=True):
+    damaged: list[str] = []
+
+    def is_whole(path: Path) -> bool:
         try:
             verify_checkpoint(path)
         except CheckpointError as error:
             damaged.append(path.name)
-            warnings.warn(f"{error}; trying an earlier one", CheckpointWarning, stacklevel=2)
-            continue
-        return path
+            warnings.warn(f"{error}; trying an earlier one", CheckpointWarning, stacklevel=3)
+            return False
+        return True
+
+    sealed, others = [], []
+    for path in place.iterdir():
+        if path.suffix == ".ckpt":
+            step = _sealed_step(path)
+            # A file without a seal may be the newest one, cut short: say so.
+            if step is not None:
+                sealed.append((step, path.name == "last.ckpt", path))
+            elif is_whole(path):
+                others.append((path.stat().st_mtime, path.name == "last.ckpt", path))
+    for *_, path in sorted(sealed, reverse=True):
+        if is_whole(path):
+            return path
+    if others:
+        return max(others)[-1]
     got = f"only damaged ones ({', '.join(sorted(damaged))})" if damaged else "none"
     raise CheckpointError(
         f"{place}: expected a checkpoint, got {got}; start the run again or name another folder"
     )
 
 
-def _newness(path: Path) -> tuple[int, float, bool]:
-    """Order of trust: the sealed step; files without a seal by age; ``last`` wins ties."""
+def _sealed_step(path: Path) -> int | None:
     try:
         with _open_regular(path) as file:
             seal = _read_seal(file)
-            modified = os.fstat(file.fileno()).st_mtime
     except CheckpointError:
-        return (-1, -math.inf, False)
-    if seal is None:
-        return (-1, modified, path.name == "last.ckpt")
-    return (int(seal[1]), 0.0, path.name == "last.ckpt")
+        return None
+    return None if seal is None else int(seal[1])
 
 
 @contextlib.contextmanager
@@ -328,9 +339,10 @@ def _open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise CheckpointError(
             f"{path}: expected a readable checkpoint, got {error.strerror or error}"
         ) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CheckpointError(f"{path}: expected a checkpoint file, got a folder or device")
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise CheckpointError(f"{path}: expected a checkpoint file, got a folder or device")
         yield file
 
 
@@ -369,6 +381,12 @@ def _verify(file: IO[bytes], path: Path) -> Seal:
 
 
 def _verify_unsealed(file: IO[bytes], path: Path) -> Seal:
+    # torch.save ends a file with an empty zip comment; anything else is a seal cut short.
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 22))
+    end = file.read(22)
+    if not (end.startswith(b"PK\x05\x06") and end.endswith(b"\0\0")):
+        raise CheckpointError(f"{path}: expected a whole checkpoint, got a file cut short")
     file.seek(0)
     try:
         with zipfile.ZipFile(file) as archive:
