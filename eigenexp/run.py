@@ -97,7 +97,7 @@ def fit(
 
     title = f"{_model_name(settings)} at {picture.name}"
     mlflow = _mlflow_logger(settings, root, run, title)
-    run_id = run.run_id if run is not None else (mlflow.run_id if mlflow else uuid.uuid4().hex)
+    run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
     folder = RunFolder(root, run_id)
     folder.write_record(config=settings, status="RUNNING", picture=picture.record, title=title)
     module.run_metadata["run_id"] = run_id
@@ -120,8 +120,9 @@ def fit(
         reason = _stop_reason(trainer, module, status)
         folder.write_record(status=status, stop_reason=reason)
         if mlflow is not None:
-            mlflow.set_tags({"stop_reason": reason})
-            mlflow.finish(status)
+            mlflow.log_tags({"stop_reason": reason})
+            mlflow.set_status(status)
+            mlflow.close()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below says it, pair by pair
         spectrum = module.spectrum()
