@@ -150,7 +150,9 @@ class EigendistortionModule(L.LightningModule):
             )
         if not callable(model):
             raise InputTypeError(f"model: expected a callable, got {type(model).__name__}")
-        self.model = model
+        # Held, not registered: the model is an input of the problem, not what is trained. It is
+        # then in no state dict, no DDP bucket, and keeps its eval mode.
+        self._held = (model,)
         self._image = tensor.detach().clone()
         self._settings: dict[str, Any] = {
             "method": method,
@@ -196,6 +198,11 @@ class EigendistortionModule(L.LightningModule):
         if self._operator is None:
             raise RuntimeError("operator: expected trainer.fit(module) first; it linearises f")
         return self._operator
+
+    @property
+    def model(self) -> nn.Module | Callable[[Tensor], Any]:
+        """The model, as it was given."""
+        return self._held[0]
 
     @property
     def image(self) -> Tensor:
