@@ -17,15 +17,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 from eigenexp.errors import ModelError
 
 __all__ = ["gaussian_bank", "gaussian_taps"]
 
-# Longest side filtered by dense matrices: their cost a pixel grows with the side, that of a
-# one-dimensional convolution does not. Measured on one core (float32, 31 taps, F·v of OnOff).
-DENSE_LIMIT = 512
+# Longest side filtered by whole matrices, whose cost a pixel grows with the side; longer ones are
+# cut into blocks. F·v of OnOff on one core, whole / in blocks, ms: float32 256² 12 / 20, 384² 36 /
+# 31, 512² 82 / 66, 1024² 620 / 350; float64 512² 260 / 110. (One-dimensional convolutions: 200 at
+# 512², as their backward passes cost several forwards.)
+DENSE_LIMIT = 320
+BLOCK = 64
 
 
 def gaussian_taps(kernel_size: int, std: float) -> tuple[float, ...]:
@@ -57,7 +60,7 @@ def gaussian_bank(x: Tensor, kernel_size: tuple[int, int], stds: Sequence[float]
     across = constants([gaussian_taps(kernel_size[1], std) for std in stds], x)
     (batch, channels, height, width), f = x.shape, len(stds)
     if max(height, width) > DENSE_LIMIT:
-        return _convolve(x, down, across)
+        return _filter_in_blocks(_filter_in_blocks(x.mT, down).mT, across)
     a_h = blur_matrices(down, height)
     square = height == width and kernel_size[0] == kernel_size[1]
     a_w = a_h if square else blur_matrices(across, width)
@@ -89,10 +92,7 @@ def blur_matrices(taps: Tensor, n: int) -> Tensor:
     k = taps.shape[-1]
     left = (k - 1) // 2
     right = k - 1 - left
-    # Row i of the band matrix on the padded pixels is the taps moved right by i: rows of length
-    # n+k−1 cut from the taps repeated with a period of n+k.
-    period = pad(taps.unsqueeze(1).expand(-1, n, k), (0, n)).flatten(1)
-    band = period[:, : n * (n + k - 1)].view(-1, n, n + k - 1)
+    band = _band(taps, n, n + k - 1)  # on the padded pixels
     matrix = band[..., left : left + n]
     # Only the first rows reach over the left border, and only the last over the right one.
     before = pad(band[:, :left, :left].flip(-1), (1, n - 1 - left))
@@ -103,19 +103,30 @@ def blur_matrices(taps: Tensor, n: int) -> Tensor:
     return torch.cat([top + before, middle, bottom + after], dim=1)
 
 
-def _convolve(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Filter by two one-dimensional convolutions; taps ``(f, k)``."""
-    f, groups = len(down), x.shape[1]
-    for taps, sides, shape in (
-        (down, (0, 0, 1, 1), (f, 1, -1, 1)),
-        (across, (1, 1, 0, 0), (f, 1, 1, -1)),
-    ):
-        k = taps.shape[-1]
-        left, right = (k - 1) // 2, k - 1 - (k - 1) // 2
-        border = [side * amount for side, amount in zip(sides, (left, right) * 2, strict=True)]
-        x = conv2d(pad(x, border, mode="reflect"), taps.view(shape), groups=groups)
-        groups = f
-    return x
+def _filter_in_blocks(x: Tensor, taps: Tensor) -> Tensor:
+    """Filter the last axis of ``(B, 1 or f, h, n)`` by taps ``(f, k)``; give ``(B, f, h, n)``.
+
+    A block of outputs needs its own pixels and the next block's only, so that every block is the
+    same small matrix times two neighbouring blocks.
+    """
+    n, k = x.shape[-1], taps.shape[-1]
+    left = (k - 1) // 2
+    right = k - 1 - left
+    size = max(BLOCK, k - 1)
+    count = -(-n // size)
+    after = pad(x[..., n - 1 - right : n - 1].flip(-1), (0, (count + 1) * size - n - left - right))
+    padded = torch.cat([x[..., 1 : left + 1].flip(-1), x, after], dim=-1)
+    blocks = padded.view(*x.shape[:-1], count + 1, size)
+    windows = torch.cat([blocks[..., :-1, :], blocks[..., 1:, :]], dim=-1).flatten(2, 3)
+    matrix = _band(taps, size, 2 * size)
+    return (windows @ matrix.mT).view(x.shape[0], len(taps), -1, count * size)[..., :n]
+
+
+def _band(taps: Tensor, rows: int, columns: int) -> Tensor:
+    """Return ``(f, rows, columns)`` with the taps in row i moved right by i."""
+    # Rows cut from the taps repeated with a period one longer than a row.
+    period = pad(taps.unsqueeze(1).expand(-1, rows, -1), (0, columns + 1 - taps.shape[-1]))
+    return period.flatten(1)[:, : rows * columns].view(-1, rows, columns)
 
 
 def pair(kernel_size: int | Sequence[int], name: str) -> tuple[int, int]:

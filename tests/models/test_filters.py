@@ -68,15 +68,17 @@ def test_matrices_reflect_the_border(n):
             np.testing.assert_allclose(matrix.numpy(), rows, atol=1e-14)
 
 
-@pytest.mark.parametrize("k", [31, 6, (5, 12)])
-def test_large_pictures_give_the_same_by_convolution(monkeypatch, k):
-    x = picture(33, 40)
+@pytest.mark.parametrize("block", [7, 20, 33, 64])
+@pytest.mark.parametrize("k", [31, 6, 1, (5, 12)])
+def test_large_pictures_give_the_same_in_blocks(monkeypatch, k, block):
+    x = picture(33, 40, 2)
+    monkeypatch.setattr(filters, "BLOCK", block)
     for model in (Gaussian(k, 2.0), CenterSurround(k, 1.0, 4.0)):
-        by_matrix = model(x)
+        whole = model(x)
         with monkeypatch.context() as patch:
             patch.setattr(filters, "DENSE_LIMIT", 0)
-            by_convolution = model(x)
-        torch.testing.assert_close(by_convolution, by_matrix, atol=1e-14, rtol=0)
+            in_blocks = model(x)
+        torch.testing.assert_close(in_blocks, whole, atol=1e-14, rtol=0)
 
 
 def test_taps_are_normalised_and_symmetric():
@@ -116,8 +118,10 @@ MODELS = [Identity(), Gaussian(7, 1.5), CenterSurround(7)]
 
 
 @TORCH_WARNINGS
+@pytest.mark.parametrize("limit", [0, 100], ids=["blocks", "whole"])
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
-def test_derivatives_of_every_kind_agree(model):
+def test_derivatives_of_every_kind_agree(model, limit, monkeypatch):
+    monkeypatch.setattr(filters, "DENSE_LIMIT", limit)
     x = picture(7, 9, 2)
     dense = jacrev(model)(x)
     torch.testing.assert_close(jacfwd(model)(x), dense, atol=1e-14, rtol=0)

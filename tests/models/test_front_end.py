@@ -128,8 +128,10 @@ def test_gradcheck(kind):
 
 
 @TORCH_WARNINGS
+@pytest.mark.parametrize("limit", [0, 100], ids=["blocks", "whole"])
 @every_model
-def test_derivatives_of_every_kind_agree(kind):
+def test_derivatives_of_every_kind_agree(kind, limit, monkeypatch):
+    monkeypatch.setattr(filters, "DENSE_LIMIT", limit)
     model, x = SMALL[kind], picture(6, 7)
     m = model(x).shape
     matrix = jacrev(model)(x).reshape(-1, x.numel())
@@ -192,11 +194,12 @@ def test_batches_are_answered_picture_by_picture(kind):
 
 
 @every_model
-def test_large_pictures_give_the_same_by_convolution(kind, monkeypatch):
+def test_large_pictures_give_the_same_in_blocks(kind, monkeypatch):
+    monkeypatch.setattr(filters, "BLOCK", 20)
     x, model = picture(33, 40), kind()
-    by_matrix = model(x)
+    whole = model(x)
     monkeypatch.setattr(filters, "DENSE_LIMIT", 0)
-    torch.testing.assert_close(model(x), by_matrix, atol=1e-13, rtol=0)
+    torch.testing.assert_close(model(x), whole, atol=1e-13, rtol=0)
 
 
 @every_model
@@ -211,8 +214,11 @@ def test_models_hold_no_trainable_parameter_and_copy_and_pickle(kind):
     assert f"center_std={model.center_std}" in repr(model)
 
 
+@pytest.mark.parametrize("limit", [0, 100], ids=["blocks", "whole"])
 @every_model
-def test_models_compile(kind):
+def test_models_compile(kind, limit, monkeypatch):
+    monkeypatch.setattr(filters, "DENSE_LIMIT", limit)
+    torch.compiler.reset()
     model, x = SMALL[kind], picture(8, 8)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), model(x), atol=1e-14, rtol=0)
