@@ -126,12 +126,13 @@ def _groups() -> str:
 
 
 def _quiet() -> None:
-    """Leave the screen to the run: libraries speak up only when something is wrong."""
+    """Leave the screen to the run: libraries imported so far speak up only in trouble."""
     import logging
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] in ("lightning", "alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -143,18 +144,18 @@ def _fit(options: argparse.Namespace) -> int:
 
         print(OmegaConf.to_yaml(config, resolve=True), end="")
         return 0
-    _quiet()
     from eigenexp.run import fit, summary
 
+    _quiet()
     result = fit(config)
     print("\n".join(summary(result)))
     return result.exit_code
 
 
 def _resume(options: argparse.Namespace) -> int:
-    _quiet()
     from eigenexp.run import resume, summary
 
+    _quiet()
     result = resume(
         options.name,
         options.overrides,

@@ -52,7 +52,7 @@ class RunResult:
     spectrum
         The pairs with their certificates.
     paths
-        The result's files by name.
+        The result's files by file name.
     """
 
     run_id: str
@@ -252,10 +252,9 @@ def table(spectrum: Spectrum) -> str:
 def summary(result: RunResult) -> list[str]:
     """Return the closing lines of a run."""
     lines = ["", table(result.spectrum), ""]
-    if "distortions" in result.paths:
-        lines.append(f"picture:   {result.paths['distortions']}")
-    if "spectrum" in result.paths:
-        lines.append(f"results:   {result.paths['spectrum'].parent}")
+    if "distortions.png" in result.paths:
+        lines.append(f"picture:   {result.paths['distortions.png']}")
+        lines.append(f"results:   {result.paths['distortions.png'].parent}")
     if result.status == "KILLED":
         lines.append(f"stopped by a signal; go on with: eigenexp resume {result.run_id}")
     elif not bool(result.spectrum.converged.all()):

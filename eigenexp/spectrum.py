@@ -179,12 +179,12 @@ class Spectrum:
         ]
 
     def __str__(self) -> str:
-        head = f"{'index':>8} {'eigenvalue':>14} {'residual/λmax':>14} {'error bound':>12}  status"
+        head = f"{'index':>8} {'eigenvalue':>14} {'residual/λmax':>14} {'error bound':>12}  {'status':<11} {'products':>8}"
         lines = [head]
         for row in self.rows():
             lines.append(
                 f"{row['index']:>8} {row['eigenvalue']:>14.7g} {row['relative_residual']:>14.2e} "
-                f"{row['error_bound']:>12.2e}  {row['status']}"
+                f"{row['error_bound']:>12.2e}  {row['status']:<11} {row['num_products']:>8}"
             )
         lines.append(
             f"{self.method or 'solver'}: {self.num_products} products "

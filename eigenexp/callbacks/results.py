@@ -45,7 +45,7 @@ class ResultFiles(L.Callback):
     Attributes
     ----------
     paths
-        The files written, by name.
+        The files written, by file name.
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class ResultFiles(L.Callback):
         spectrum = spectrum.with_metadata({**module.metadata(), **self.metadata})
         folder = self.dirpath or Path(trainer.default_root_dir) / "results"
         folder.mkdir(parents=True, exist_ok=True)
-        self.paths["spectrum"] = spectrum.save(folder / "spectrum.safetensors")
+        self.paths["spectrum.safetensors"] = spectrum.save(folder / "spectrum.safetensors")
         table = folder / "eigenvalues.csv"
         write_atomic(table, eigenvalue_table(spectrum).encode())
-        self.paths["eigenvalues"] = table
+        self.paths[table.name] = table
         for name, figure in self._figures(trainer, pl_module, spectrum).items():
             path = folder / f"{name}.png"
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=120)
             write_atomic(path, buffer.getvalue())
-            self.paths[name] = path
+            self.paths[path.name] = path
         for logger in trainer.loggers:
             log_artifact = getattr(logger, "log_artifact", None)
             if log_artifact is not None:
