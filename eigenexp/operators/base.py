@@ -1,0 +1,244 @@
+"""What all operators share: checks at the public door, counts, SciPy's words.
+
+Public methods check shape, dtype and device, and count; ``_matmat`` and its like compute.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from eigenexp.errors import InputError, InputTypeError
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+__all__ = ["Adjoint", "ColumnCounter", "Fisher", "Jacobian"]
+
+
+class ColumnCounter:
+    """Counts columns that are not all zero (zeros are padding), without waiting for a device.
+
+    The count is kept on the vectors' own device and read only when somebody asks.
+    """
+
+    def __init__(self) -> None:
+        self._read = 0
+        self._unread: Tensor | None = None
+
+    def add(self, block: Tensor) -> None:
+        """Count the non-zero columns of ``block`` ``(n, b)``."""
+        with torch.inference_mode(False), torch.no_grad():
+            new = block.any(dim=0).sum()
+            self._unread = new if self._unread is None else self._unread + new
+
+    @property
+    def count(self) -> int:
+        """Columns counted so far."""
+        if self._unread is not None:
+            self._read += int(self._unread)
+            self._unread = None
+        return self._read
+
+
+class _Operator(abc.ABC):
+    """Sizes and the checks of vectors handed in."""
+
+    shape: tuple[int, int]
+    image_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def _columns(self, vectors: Any, length: int, name: str) -> Tensor:
+        """Return ``vectors`` as ``(length, b)`` after checking it; ``(length,)`` is one column."""
+        if not isinstance(vectors, Tensor):
+            raise InputTypeError(f"{name}: expected a tensor, got {type(vectors).__name__}")
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != length or vectors.numel() == 0:
+            raise InputError(
+                f"{name}: expected shape ({length},) or ({length}, b), got {tuple(vectors.shape)}"
+            )
+        if vectors.dtype != self.dtype:
+            raise InputTypeError(
+                f"{name}: expected the operator's {self.dtype}, got {vectors.dtype}; "
+                f"convert with .to({self.dtype})"
+            )
+        if vectors.device != self.device:
+            raise InputError(
+                f"{name}: expected a tensor on the operator's device {self.device}, got one on "
+                f"{vectors.device}; move it with .to('{self.device}')"
+            )
+        columns = vectors.detach()
+        return columns if columns.ndim == 2 else columns[:, None]
+
+    def _block(self, block: Any, length: int, name: str) -> Tensor:
+        if isinstance(block, Tensor) and block.ndim != 2:
+            raise InputError(f"{name}: expected shape ({length}, b), got {tuple(block.shape)}")
+        return self._columns(block, length, name)
+
+    def _over_arrays(
+        self, matmat: Callable[[Tensor], Tensor], rmatmat: Callable[[Tensor], Tensor]
+    ) -> LinearOperator:
+        from scipy.sparse.linalg import LinearOperator
+
+        def wrap(product: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+            def apply(array: Any) -> Any:
+                vectors = torch.as_tensor(array).to(dtype=self.dtype, device=self.device)
+                return product(vectors.reshape(len(vectors), -1)).cpu().numpy()
+
+            return apply
+
+        forward, adjoint = wrap(matmat), wrap(rmatmat)
+        return LinearOperator(
+            shape=self.shape,
+            dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,
+            matvec=lambda vector: forward(vector)[:, 0],
+            rmatvec=lambda vector: adjoint(vector)[:, 0],
+            matmat=forward,
+            rmatmat=adjoint,
+        )
+
+
+class Jacobian(_Operator):
+    """J ``(m, n)`` as an operator; subclasses compute the products."""
+
+    def __init__(self) -> None:
+        self._jvps = ColumnCounter()
+        self._vjps = ColumnCounter()
+
+    @property
+    @abc.abstractmethod
+    def route(self) -> str:
+        """Name of the way products are computed."""
+
+    @property
+    def num_jvp(self) -> int:
+        """Columns of J·V computed so far; all-zero columns (padding) are not counted."""
+        return self._jvps.count
+
+    @property
+    def num_vjp(self) -> int:
+        """Columns of Jᵀ·U computed so far; all-zero columns (padding) are not counted."""
+        return self._vjps.count
+
+    def matmat(self, block: Tensor) -> Tensor:
+        """Return J·V, ``(m, b)``, for ``block`` V of shape ``(n, b)``."""
+        block = self._block(block, self.shape[1], "block")
+        self._jvps.add(block)
+        return self._matmat(block)
+
+    def rmatmat(self, block: Tensor) -> Tensor:
+        """Return Jᵀ·U, ``(n, b)``, for ``block`` U of shape ``(m, b)``."""
+        block = self._block(block, self.shape[0], "block")
+        self._vjps.add(block)
+        return self._rmatmat(block)
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Return J·V: ``(m,)`` for ``(n,)``, ``(m, b)`` for ``(n, b)``."""
+        product = self.matmat(self._columns(vectors, self.shape[1], "vectors"))
+        return product[:, 0] if vectors.ndim == 1 else product
+
+    @property
+    def T(self) -> Adjoint:  # noqa: N802 - the name tensors and arrays use
+        """Jᵀ as an operator."""
+        return Adjoint(self)
+
+    adjoint = T
+
+    @abc.abstractmethod
+    def to_dense(self) -> Tensor:
+        """Return J, ``(m, n)``."""
+
+    def as_linear_operator(self) -> LinearOperator:
+        """Return J as a ``scipy.sparse.linalg.LinearOperator`` over NumPy arrays."""
+        return self._over_arrays(self.matmat, self.rmatmat)
+
+    def _fisher(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(JᵀJ V, J V)`` for a checked block."""
+        self._jvps.add(block)
+        self._vjps.add(block)
+        return self._products(block)
+
+    def _products(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        responses = self._matmat(block)
+        return self._rmatmat(responses), responses
+
+    @abc.abstractmethod
+    def _matmat(self, block: Tensor) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _rmatmat(self, block: Tensor) -> Tensor: ...
+
+
+class Adjoint:
+    """Jᵀ ``(n, m)``: the products of J with their roles exchanged."""
+
+    def __init__(self, jacobian: Jacobian) -> None:
+        self.T = self.adjoint = jacobian
+        self.shape = (jacobian.shape[1], jacobian.shape[0])
+        self.dtype = jacobian.dtype
+        self.device = jacobian.device
+
+    def matmat(self, block: Tensor) -> Tensor:
+        """Return Jᵀ·U, ``(n, b)``, for ``block`` U of shape ``(m, b)``."""
+        return self.T.rmatmat(block)
+
+    def rmatmat(self, block: Tensor) -> Tensor:
+        """Return J·V, ``(m, b)``, for ``block`` V of shape ``(n, b)``."""
+        return self.T.matmat(block)
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Return Jᵀ·U: ``(n,)`` for ``(m,)``, ``(n, b)`` for ``(m, b)``."""
+        product = self.matmat(self.T._columns(vectors, self.shape[1], "vectors"))
+        return product[:, 0] if vectors.ndim == 1 else product
+
+    def to_dense(self) -> Tensor:
+        """Return Jᵀ, ``(n, m)``."""
+        return self.T.to_dense().T
+
+
+class Fisher(_Operator):
+    """F ``(n, n)``, symmetric, as an operator; subclasses compute the products."""
+
+    rank_bound: int
+
+    def __init__(self) -> None:
+        self._counter = ColumnCounter()
+
+    @property
+    @abc.abstractmethod
+    def start(self) -> Tensor | None:
+        """``(n, s)`` vectors worth trying first at the bottom of the spectrum, or None."""
+
+    @property
+    def num_products(self) -> int:
+        """Columns of F·V computed so far; all-zero columns (padding) are not counted."""
+        return self._counter.count
+
+    def apply(self, block: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return ``(F V, J V)`` for ``block`` V of shape ``(n, b)``.
+
+        ``F V`` is ``(n, b)``; ``J V`` is ``(m, b)``, or None where there is no J.
+        """
+        block = self._block(block, self.shape[1], "block")
+        self._counter.add(block)
+        return self._apply(block)
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Return F·V for V of shape ``(n,)`` or ``(n, b)``, in the same shape."""
+        product, _ = self.apply(self._columns(vectors, self.shape[1], "vectors"))
+        return product.reshape(vectors.shape)
+
+    @abc.abstractmethod
+    def to_dense(self) -> Tensor:
+        """Return F, ``(n, n)``."""
+
+    def as_linear_operator(self) -> LinearOperator:
+        """Return F as a ``scipy.sparse.linalg.LinearOperator`` over NumPy arrays."""
+        return self._over_arrays(self.__matmul__, self.__matmul__)
+
+    @abc.abstractmethod
+    def _apply(self, block: Tensor) -> tuple[Tensor, Tensor | None]: ...
