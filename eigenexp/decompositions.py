@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,7 @@ def randomized_spectrum(
         [pairs],
         [torch.arange(k)],
         image_shape=operator.image_shape,
+        rank_bound=operator.rank_bound,
         scale=float(pairs.values[0]),
         tol=tol,
         num_products=width * (q + 2) + probes,
@@ -97,15 +99,19 @@ def randomized_spectrum(
     return Sketch(spectrum, error)
 
 
-def residual_status(pairs: RitzPairs, scale: float, tol: float) -> tuple[PairStatus, ...]:
+def residual_status(
+    pairs: RitzPairs, index: Tensor, rank_bound: int, scale: float, tol: float
+) -> tuple[PairStatus, ...]:
     """Return what residuals alone can tell: a small one never proves that a pair is extremal.
 
     A pair whose residual exceeds a tenth of its own eigenvalue is open too, unless that residual is
-    rounding: its eigenvalue could as well be zero, or several times larger.
+    rounding, or the eigenvalue is known to be zero (its index is not below the rank) and reads so:
+    else it could as well be zero, or several times larger.
     """
     eps = torch.finfo(pairs.values.dtype).eps
     open_ = pairs.residuals > tol * scale
     vague = (pairs.residuals > 0.1 * pairs.values) & (pairs.residuals > 50 * eps * scale)
+    vague &= (index.to(pairs.values.device) < rank_bound) | (pairs.values > 1e-6 * scale)
     return tuple(
         PairStatus.UNCONVERGED if bad else PairStatus.UNVERIFIED for bad in (open_ | vague).tolist()
     )
@@ -116,6 +122,7 @@ def assemble(
     indices: list[Tensor],
     *,
     image_shape: tuple[int, ...],
+    rank_bound: int,
     scale: float,
     tol: float,
     num_products: int,
@@ -128,12 +135,17 @@ def assemble(
         torch.cat([end.vectors for end in ends], dim=1),
         torch.cat([end.residuals for end in ends]),
     )
-    status = residual_status(pairs, scale, tol)
+    places = torch.cat(indices)
+    if len(set(places.tolist())) == len(places):
+        # Blocks that are not converged may overlap in value; the order is kept even so.
+        order = pairs.values.argsort(descending=True, stable=True)
+        pairs = RitzPairs(pairs.values[order], pairs.vectors[:, order], pairs.residuals[order])
+    status = residual_status(pairs, places, rank_bound, scale, tol)
     done = all(s is not PairStatus.UNCONVERGED for s in status)
     return Spectrum(
         eigenvalues=pairs.values,
         eigenvectors=pairs.vectors.T.reshape(-1, *image_shape).contiguous(),
-        eigenindex=torch.cat(indices).to(pairs.values.device),
+        eigenindex=places.to(pairs.values.device),
         residuals=pairs.residuals,
         error_bounds=pairs.residuals,
         status=status,
@@ -141,6 +153,7 @@ def assemble(
         scale=scale,
         tol=tol,
         num_products=num_products,
+        null_space_dimension=math.prod(image_shape) - rank_bound,
         method=method,
         notes=notes,
     )

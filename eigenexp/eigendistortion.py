@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +10,16 @@ import torch
 from torch import Tensor
 
 from eigenexp import synthesis_files
-from eigenexp.decompositions import (
-    assemble,
-    exact_spectrum,
-    randomized_spectrum,
-    residual_status,
-)
-from eigenexp.eigensolvers.base import Progress
+from eigenexp.decompositions import assemble, exact_spectrum, randomized_spectrum
+from eigenexp.eigensolvers import Progress, make_solver, multiply
 from eigenexp.errors import InputError, InputTypeError
-from eigenexp.operators import FisherOperator
 from eigenexp.orthogonal_iteration import End, OrthogonalIteration, RitzPairs
-from eigenexp.spectrum import PairStatus, Spectrum, StopReason
-from eigenexp.synthesis_files import LoadWarning, examine_saved_synthesis
+from eigenexp.spectrum import PairStatus, Spectrum
+from eigenexp.synthesis import Synthesis
+from eigenexp.synthesis_checks import LoadWarning
+from eigenexp.synthesis_files import examine_saved_synthesis
 from eigenexp.validation import (
     check_count,
-    check_model,
     remove_grad,
     set_seed,
     validate_image,
@@ -46,7 +40,7 @@ METHODS = ("power", "exact", "randomized_svd", "lanczos", "davidson", "auto")
 OWN_METHODS = ("power", "exact", "randomized_svd")
 
 
-class Eigendistortion:
+class Eigendistortion(Synthesis):
     """The changes of a picture that a model feels most and least.
 
     Eigenvectors of the Fisher information F = JᵀJ, J the Jacobian of the model's response at the
@@ -91,104 +85,6 @@ class Eigendistortion:
         See there.
     """
 
-    def __init__(self, image: Tensor, model: Callable[[Tensor], Any]) -> None:
-        validate_image(image, no_batch=True)
-        check_model(model, image)
-        self._image = image.detach().clone(memory_format=torch.contiguous_format)
-        self._model = model
-        self._jacobian: Tensor | None = None
-        self._eigendistortions: Tensor | None = None
-        self._eigenvalues: Tensor | None = None
-        self._eigenindex: Tensor | None = None
-        self._spectrum: Spectrum | None = None
-        self._operator: FisherOperator | None = None
-        self._graph: tuple[Tensor, Tensor] | None = None
-        self._solver: Any = None
-        self._solver_kind: tuple[Any, ...] | None = None
-        self._loaded = False
-
-    # -- attributes ----------------------------------------------------------------------------
-
-    @property
-    def image(self) -> Tensor:
-        """The picture, in the shape given."""
-        return self._image
-
-    @property
-    def model(self) -> Callable[[Tensor], Any]:
-        """The model."""
-        return self._model
-
-    @property
-    def jacobian(self) -> Tensor | None:
-        """``(m, n)``, or None until it is computed."""
-        return self._jacobian
-
-    @property
-    def eigendistortions(self) -> Tensor | None:
-        """``(k', *image.shape[1:])``, or None before ``synthesize``."""
-        return self._eigendistortions
-
-    @property
-    def eigenvalues(self) -> Tensor | None:
-        """``(k',)``, decreasing, or None before ``synthesize``."""
-        return self._eigenvalues
-
-    @property
-    def eigenindex(self) -> Tensor | None:
-        """``(k',)`` int64, or None before ``synthesize``."""
-        return self._eigenindex
-
-    @property
-    def spectrum(self) -> Spectrum | None:
-        """The pairs with their certificate; measured now (one product a pair) after a load."""
-        if self._spectrum is None and self._eigendistortions is not None:
-            self._spectrum = self._certify()
-        return self._spectrum
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape of one distortion: ``(C, H, W)``, or ``(n,)`` for a 1-D picture."""
-        return tuple(self._image.shape[1:]) if self._image.ndim > 1 else tuple(self._image.shape)
-
-    @property
-    def operator(self) -> FisherOperator:
-        """F at the picture; linearised when first needed."""
-        if self._operator is None:
-            self._operator = FisherOperator(self._model, self._image)
-        return self._operator
-
-    @property
-    def _image_flat(self) -> Tensor:
-        """``(n, 1)``, the leaf of the graph that ends in ``_representation_flat``."""
-        return self._connected()[0]
-
-    @property
-    def _representation_flat(self) -> Tensor:
-        """``(m, 1)``, connected to ``_image_flat``."""
-        return self._connected()[1]
-
-    def _connected(self) -> tuple[Tensor, Tensor]:
-        if self._graph is None:
-            flat = self._image.detach().reshape(-1, 1).clone().requires_grad_()
-            with torch.enable_grad():
-                response = synthesis_files.flat_response(self._model(flat.view(self._image.shape)))
-            self._graph = (flat, response.unsqueeze(1))
-        return self._graph
-
-    def __repr__(self) -> str:
-        shown = getattr(self._model, "__name__", None) or repr(self._model).replace("\n", "\n  ")
-        return (
-            f"{type(self).__name__}(\n  image = {self._image.shape} ({self._image.dtype}),\n"
-            f"  model = {shown},\n)"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Graphs cannot be copied; they are made again when needed.
-        return {**self.__dict__, "_operator": None, "_graph": None}
-
-    # -- solving -------------------------------------------------------------------------------
-
     def synthesize(
         self,
         method: str = "power",
@@ -199,7 +95,7 @@ class Eigendistortion:
         stop_criterion: float = 1e-7,
         *,
         which: str | None = None,
-        tol: float = 1e-4,
+        tol: float | None = None,
         seed: int | None = None,
         callback: Callable[[Progress], Any] | None = None,
         restart: bool = False,
@@ -229,13 +125,14 @@ class Eigendistortion:
             ``"top"``, ``"bottom"`` or ``"both"``; by default what the method gives: all for
             ``exact``, the top for ``randomized_svd``, both for the others.
         tol
-            A pair is called unconverged when ‖Fv − λv‖ exceeds ``tol · λmax``; solvers other than
-            plenoptic's three stop by it.
+            A pair is called unconverged when ‖Fv − λv‖ exceeds ``tol · λmax``: 1e-3 by default
+            for plenoptic's three methods, of which none stops by it; 1e-4 for the others, which do.
         seed
             Of the start vectors; by default torch's own (see :func:`set_seed`). No global random
             state is changed.
         callback
-            Called with a :class:`eigenexp.eigensolvers.Progress` after each iteration.
+            Called with a :class:`eigenexp.eigensolvers.Progress` after each iteration; returning
+            True ends the search (of one end, for ``power``) there.
         restart
             Start afresh. By default a call of the same kind (method, ``k``, ``which``) as the last
             one goes on where that one stopped.
@@ -266,6 +163,8 @@ class Eigendistortion:
         check_count("q", q, 0)
         if not stop_criterion >= 0:
             raise InputError(f"stop_criterion: expected at least 0, got {stop_criterion}")
+        if tol is None:
+            tol = 1e-3 if method in OWN_METHODS else 1e-4
         if not tol > 0:
             raise InputError(f"tol: expected a positive number, got {tol}")
         if which not in (None, "top", "bottom", "both"):
@@ -360,7 +259,8 @@ class Eigendistortion:
             self._keep_power(iteration, tol)
             raise
         self._keep_power(iteration, tol)
-        self._warn_if_open()
+        # Orthogonal iteration verifies nothing: that its pairs are unverified is no news.
+        self._warn_if_open(PairStatus.UNCONVERGED)
 
     def _run(
         self,
@@ -377,8 +277,9 @@ class Eigendistortion:
                 return
             end.step(self.operator, shift)
             iteration.count(end)
-            if callback is not None:
-                callback(_progress(iteration, tol, "bottom" if end is iteration.bottom else "top"))
+            phase = "bottom" if end is iteration.bottom else "top"
+            if callback is not None and callback(_progress(iteration, tol, phase)) is True:
+                return
 
     def _keep_power(self, iteration: OrthogonalIteration, tol: float) -> None:
         ends, indices = _found(iteration)
@@ -388,6 +289,7 @@ class Eigendistortion:
                     ends,
                     indices,
                     image_shape=self.image_shape,
+                    rank_bound=self.operator.rank_bound,
                     scale=iteration.scale,
                     tol=tol,
                     num_products=iteration.num_products,
@@ -407,182 +309,43 @@ class Eigendistortion:
         restart: bool,
         options: dict[str, Any],
     ) -> None:
-        from eigenexp.eigensolvers import make_solver, multiply
-
         operator = self.operator
-        ends = 2 if which == "both" else 1
         kind = (method, k, which, tuple(sorted(options.items())))
-        if restart or self._solver_kind != kind or self._solver.settings.tol != tol:
-            self._solver = make_solver(
-                operator, method, k=k, which=which, tol=tol, seed=seed, **options
-            )
-            self._solver_kind = kind
-        solver = self._solver
-        budget = solver.num_products + max_iter * ends
+        settings = {"k": k, "which": which, "tol": tol, "seed": seed, **options}
+        state = None
+        if not restart and self._solver_kind == kind:
+            state = self._solver_state if self._solver is None else self._solver.state_dict()
+        solver = make_solver(operator, method, **settings)
+        if state is not None:
+            solver.load_state_dict(state)
+        self._solver, self._solver_kind, self._solver_state = solver, kind, None
+        budget = solver.num_products + max_iter * (2 if which == "both" else 1)
         try:
             while not solver.done and solver.num_products < budget:
-                request = solver.request
-                solver.tell(*multiply(operator, request, solver.ask()))
-                if callback is not None:
-                    callback(solver.progress())
+                block = solver.ask()
+                solver.tell(*multiply(operator, solver.request, block))
+                if callback is not None and callback(solver.progress()) is True:
+                    break
         finally:
-            if solver.num_products > 0:
+            if len(solver.progress().eigenvalues):
                 self._keep(solver.result().reshape(self.image_shape))
-        self._warn_if_open()
+        self._warn_if_open(PairStatus.UNCONVERGED, PairStatus.UNVERIFIED)
 
-    # -- results -------------------------------------------------------------------------------
-
-    def _keep(self, spectrum: Spectrum) -> None:
-        """Set the attributes of the class from a spectrum."""
-        self._spectrum = spectrum
-        self._eigendistortions = spectrum.eigenvectors
-        self._eigenvalues = spectrum.eigenvalues
-        self._eigenindex = spectrum.eigenindex
-
-    def _certify(self) -> Spectrum:
-        """Measure the residuals of the pairs held: one product a pair."""
-        vectors, values, index = self._eigendistortions, self._eigenvalues, self._eigenindex
-        if vectors is None or values is None or index is None:
-            raise InputError("spectrum: expected pairs to measure, got none; call synthesize()")
-        columns = vectors.reshape(len(vectors), -1).T.contiguous()
-        images, _ = self.operator.apply(columns)
-        residuals = torch.linalg.vector_norm(images - columns * values, dim=0)
-        scale = float(values.max())
-        pairs = RitzPairs(values, columns, residuals)
-        return Spectrum(
-            eigenvalues=values,
-            eigenvectors=vectors,
-            eigenindex=index,
-            residuals=residuals,
-            error_bounds=residuals,
-            status=residual_status(pairs, scale, 1e-4),
-            stop_reason=StopReason.RUNNING,
-            scale=scale,
-            tol=1e-4,
-            num_products=len(vectors),
-            method="loaded",
-        )
-
-    def _warn_if_open(self) -> None:
+    def _warn_if_open(self, *doubtful: PairStatus) -> None:
         spectrum = self.spectrum
         if spectrum is None:
             return
-        rows = [r for r in spectrum.rows() if r["status"] == PairStatus.UNCONVERGED.value]
+        rows = [row for row in spectrum.rows() if row["status"] in doubtful]
         if rows:
             worst = max(rows, key=lambda row: row["residual"])
+            what = "not converged" if PairStatus.UNCONVERGED in spectrum.status else "not verified"
             warnings.warn(
-                f"{len(rows)} of {len(spectrum)} pairs are not converged, the worst index "
+                f"{len(rows)} of {len(spectrum)} pairs are {what}, the worst index "
                 f"{worst['index']}: λ = {worst['eigenvalue']:.4g} with ‖Fv − λv‖ = "
                 f"{worst['residual']:.3g} (λmax = {spectrum.scale:.4g}); call synthesize again to "
                 "go on, with a larger max_iter, or use method='auto'",
                 stacklevel=4,
             )
-
-    # -- devices and files ---------------------------------------------------------------------
-
-    def to(self, *args: Any, **kwargs: Any) -> None:
-        """Move and cast picture, model and results, in place.
-
-        Parameters
-        ----------
-        *args, **kwargs
-            As for :meth:`torch.Tensor.to`: a device, a floating dtype, both, or a tensor to match.
-            Integer tensors keep their dtype. The next ``synthesize`` runs there, and goes on where
-            the last one stopped.
-
-        Raises
-        ------
-        TypeError
-            When the dtype is not floating.
-
-        Warns
-        -----
-        UserWarning
-            When the model has no ``to`` and stays as it is.
-        """
-        device, dtype = synthesis_files.parse_to(*args, **kwargs)
-        mover = getattr(self._model, "to", None)
-        if callable(mover):
-            self._model = mover(*args, **kwargs)
-        else:
-            warnings.warn(
-                "model: expected a to() method to move it by, got none; it stays as it is",
-                stacklevel=2,
-            )
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-
-        self._image = move(self._image)
-        for name in ("_jacobian", "_eigendistortions", "_eigenvalues", "_eigenindex"):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else move(value))
-        if self._spectrum is not None:
-            self._spectrum = synthesis_files.map_spectrum(self._spectrum, move)
-        if isinstance(self._solver, OrthogonalIteration):
-            self._solver.to(device, dtype)
-        else:
-            self._solver, self._solver_kind = None, None
-        self._operator, self._graph = None, None
-
-    def save(self, file_path: str | os.PathLike[str]) -> None:
-        """Write picture, results and the state to go on from to ``file_path``, whole or not at all.
-
-        Tensors and plain containers only, in plenoptic's layout; the model itself is not saved,
-        its name and its response at the picture are.
-
-        Raises
-        ------
-        TypeError
-            When an attribute added by the user cannot be stored so.
-        OSError
-            When the file cannot be written.
-        """
-        synthesis_files.write(self, file_path)
-
-    def load(
-        self,
-        file_path: str | os.PathLike[str],
-        map_location: Any = None,
-        raise_on_checks: bool = True,
-        tensor_equality_atol: float = 1e-8,
-        tensor_equality_rtol: float = 1e-5,
-        **pickle_load_args: Any,
-    ) -> None:
-        """Take over what :meth:`save`, or plenoptic 1.2 and later, wrote; nothing is executed.
-
-        The object must be made from the same picture and model as the saved one and not be
-        synthesized yet. When anything fails, it stays as it was.
-
-        Parameters
-        ----------
-        file_path
-            The file.
-        map_location
-            Device for the tensors, as for :func:`torch.load`.
-        raise_on_checks
-            False turns failed checks into a :class:`LoadWarning`, those of device and dtype and
-            "already synthesized" apart. The picture is then the file's, the model the object's.
-        tensor_equality_atol, tensor_equality_rtol
-            Tolerances for equal picture and response.
-        **pickle_load_args
-            Passed to :func:`torch.load`; ``weights_only`` is always True.
-
-        Raises
-        ------
-        ValueError
-            When the file is no such file, or a check fails.
-        """
-        if self._eigenindex is not None:
-            raise InputError(
-                f"load: expected a {type(self).__name__} not synthesized yet, got one with "
-                f"{len(self._eigenindex)} pairs; make a new one and load into that"
-            )
-        content = synthesis_files.read(file_path, map_location, pickle_load_args)
-        synthesis_files.check(
-            self, content, raise_on_checks, tensor_equality_atol, tensor_equality_rtol
-        )
-        synthesis_files.adopt(self, content)
 
 
 def _take(spectrum: Spectrum, places: list[int]) -> Spectrum:

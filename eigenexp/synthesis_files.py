@@ -22,16 +22,16 @@ from eigenexp.orthogonal_iteration import OrthogonalIteration
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 
 if TYPE_CHECKING:
-    from eigenexp.eigendistortion import Eigendistortion
+    from eigenexp.synthesis import Synthesis
 
-__all__ = ["LoadWarning", "adopt", "check", "examine_saved_synthesis", "read", "write"]
+__all__ = ["Content", "examine_saved_synthesis", "read", "write"]
 
 METADATA = "save_metadata"
 RESULTS = ("_jacobian", "_eigendistortions", "_eigenvalues", "_eigenindex")
 KEYS = ("_loaded", "_image_shape", "_image_flat", "_image", "_representation_flat", *RESULTS,
         "_model")  # fmt: skip
 # Attributes of the object that no file holds under their own name.
-PRIVATE = ("_spectrum", "_operator", "_graph", "_solver", "_solver_kind")
+PRIVATE = ("_spectrum", "_operator", "_graph", "_solver", "_solver_kind", "_solver_state")
 PLENOPTIC_NAMES = (
     "plenoptic.Eigendistortion",
     "plenoptic.synthesize.Eigendistortion",
@@ -42,8 +42,12 @@ FACTS = ("scale", "tol", "num_products", "num_verification_products", "null_spac
          "method")  # fmt: skip
 
 
-class LoadWarning(UserWarning):
-    """A check of ``load`` that failed and was tolerated (``raise_on_checks=False``)."""
+@dataclass(frozen=True)
+class SolverState:
+    """What the last ``synthesize`` was asked for, and the state it can go on from."""
+
+    kind: tuple[Any, ...]
+    state: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,20 @@ class Content:
     model_output: Tensor
     extras: dict[str, Any]
     spectrum: Spectrum | None
-    solver: dict[str, Any] | None
+    solver: SolverState | None
 
 
 # -- writing -----------------------------------------------------------------------------------
 
 
-def write(eig: Eigendistortion, path: str | os.PathLike[str]) -> None:
+def write(eig: Synthesis, path: str | os.PathLike[str]) -> None:
     """Write an ``Eigendistortion`` to ``path``, atomically."""
     with torch.no_grad():
         output = eig.model(eig.image)
     response = flat_response(output).detach()
-    extras = {key: _plain(key, value) for key, value in _extras(eig).items()}
+    extras = {key: _plain(key, value) for key, value in added_attributes(eig).items()}
     image = eig.image.detach()
     spectrum = eig._spectrum
-    solver = eig._solver
     content: dict[str, Any] = {
         METADATA: {
             "plenoptic_version": f"none (eigenexp {_own()})",
@@ -80,7 +83,7 @@ def write(eig: Eigendistortion, path: str | os.PathLike[str]) -> None:
             "synthesis_object": object_name(eig),
             "eigenexp_version": _own(),
             "spectrum": None if spectrum is None else _pack(spectrum),
-            "solver": solver.state() if isinstance(solver, OrthogonalIteration) else None,
+            "solver": _solver_content(eig),
         },
         "_loaded": eig._loaded,
         "_image_shape": torch.Size(eig.image_shape),
@@ -102,6 +105,17 @@ def write(eig: Eigendistortion, path: str | os.PathLike[str]) -> None:
         torch.save(content, file)
 
 
+def _solver_content(eig: Synthesis) -> dict[str, Any] | None:
+    if eig._solver_kind is None:
+        return None
+    state: dict[str, Any] | None = eig._solver_state
+    if isinstance(eig._solver, OrthogonalIteration):
+        state = eig._solver.state()
+    elif eig._solver is not None:
+        state = eig._solver.state_dict()
+    return {"kind": _plain("solver options", eig._solver_kind), "state": state}
+
+
 def _own() -> str:
     from eigenexp import __version__
 
@@ -120,7 +134,7 @@ def object_name(thing: Any) -> str | None:
     return f"{kind.__module__}.{kind.__name__}"
 
 
-def _extras(eig: Eigendistortion) -> dict[str, Any]:
+def added_attributes(eig: Synthesis) -> dict[str, Any]:
     """Attributes somebody added to the object."""
     return {k: v for k, v in vars(eig).items() if k not in KEYS and k not in PRIVATE}
 
@@ -155,7 +169,7 @@ def map_spectrum(
 ) -> Spectrum:
     """Return ``spectrum`` with every tensor changed, and the status of ``places`` alone kept."""
     status = spectrum.status if places is None else tuple(spectrum.status[i] for i in places)
-    tensors = {name: change(getattr(spectrum, name)) for name in TENSORS}
+    tensors: dict[str, Any] = {name: change(getattr(spectrum, name)) for name in TENSORS}
     return replace(spectrum, status=status, **tensors)
 
 
@@ -281,104 +295,28 @@ def _unpack(packed: Any, shape: tuple[int, ...]) -> Spectrum | None:
     tensors["eigenvectors"] = tensors["eigenvectors"].reshape(-1, *shape)
     return Spectrum(
         **tensors,
-        **{name: packed[name] for name in FACTS},
+        scale=float(packed["scale"]),
+        tol=float(packed["tol"]),
+        num_products=int(packed["num_products"]),
+        num_verification_products=int(packed["num_verification_products"]),
+        null_space_dimension=int(packed["null_space_dimension"]),
+        method=str(packed["method"]),
         status=tuple(PairStatus(s) for s in packed["status"]),
         stop_reason=StopReason(packed["stop_reason"]),
         notes=tuple(str(note) for note in packed["notes"]),
     )
 
 
-def _solver(state: Any, image: Tensor) -> dict[str, Any] | None:
-    if state is None:
+def _solver(packed: Any, image: Tensor) -> SolverState | None:
+    if packed is None:
         return None
-    iteration = OrthogonalIteration.from_state(state)
-    for end in (iteration.top, iteration.bottom):
-        if end is not None and len(end.block) != image.numel():
-            raise ValueError("a solver state of another size")
-    return dict(state)
-
-
-# -- checks ------------------------------------------------------------------------------------
-
-
-def check(eig: Eigendistortion, content: Content, strict: bool, atol: float, rtol: float) -> None:
-    """Raise, or (not ``strict``) warn, where ``eig`` is not made like the saved object."""
-    hint = f"; eigenexp.examine_saved_synthesis({content.path!r}) shows what it holds"
-    if strict:
-        hint += ", raise_on_checks=False loads it all the same"
-
-    def fail(message: str) -> None:
-        if strict:
-            raise CheckpointError(message + hint)
-        warnings.warn(message + hint, LoadWarning, stacklevel=4)
-
-    own = object_name(eig)
-    if content.name != own and not (
-        own == "eigenexp.Eigendistortion" and content.name in PLENOPTIC_NAMES
-    ):
-        fail(f"load: expected a saved {own}, got a saved {content.name}")
-    present, saved = _extras(eig), content.extras
-    for names, where in ((present.keys() - saved.keys(), "the saved"),
-                         (saved.keys() - present.keys(), "this")):  # fmt: skip
-        if names:
-            fail(
-                f"load: expected the same attributes in both objects, got {len(names)} that "
-                f"{where} object lacks: {', '.join(sorted(names))}"
-            )
-    _compare("image", content.image, eig.image, fail, atol, rtol)
-    try:
-        with torch.no_grad():
-            output = eig.model(content.image)
-    except Exception as error:
-        raise CheckpointError(
-            "load: expected a model that responds to the saved picture, got "
-            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{hint}"
-        ) from error
-    if not isinstance(output, Tensor):
-        output = flat_response(output)
-    _compare("model response", content.model_output, output, fail, atol, rtol)
-    name = object_name(eig.model)
-    if (content.model_name or "").split(".")[-1] != (name or "").split(".")[-1]:
-        fail(f"load: expected a model named {content.model_name}, as saved, got {name}")
-
-
-def _compare(
-    what: str, saved: Tensor, own: Tensor, fail: Callable[[str], None], atol: float, rtol: float
-) -> None:
-    same = f"load: expected the same {what} as saved"
-    if saved.device != own.device:
-        raise CheckpointError(
-            f"{same}, got device {own.device} for {saved.device}; pass map_location='{own.device}'"
-        )
-    if saved.shape != own.shape and not saved.numel() == own.numel() == 1:
-        fail(f"{same}, got shape {tuple(own.shape)} for {tuple(saved.shape)}")
-    elif saved.dtype != own.dtype:
-        raise CheckpointError(
-            f"{same}, got {own.dtype} for {saved.dtype}; call .to({saved.dtype}) first"
-        )
-    elif not torch.allclose(saved.reshape(own.shape), own, rtol=rtol, atol=atol):
-        largest = float((saved.reshape(own.shape) - own).abs().max())
-        fail(f"{same}, got values that differ by up to {largest:.3g}")
-
-
-def adopt(eig: Eigendistortion, content: Content) -> None:
-    """Put a checked file's content into ``eig``; nothing here can fail half way."""
-    new: dict[str, Any] = {
-        "_image": content.image,
-        **content.results,
-        "_spectrum": content.spectrum,
-        "_operator": None,
-        "_graph": None,
-        "_solver": None,
-        "_solver_kind": None,
-        "_loaded": True,
-        **content.extras,
-    }
-    if content.solver is not None:
-        iteration = OrthogonalIteration.from_state(content.solver)
-        new["_solver"] = iteration
-        new["_solver_kind"] = ("power", iteration.k, iteration.which)
-    vars(eig).update(new)
+    kind, state = tuple(packed["kind"]), dict(packed["state"])
+    if kind[0] == "power":
+        iteration = OrthogonalIteration.from_state(state)
+        for end in (iteration.top, iteration.bottom):
+            if end is not None and len(end.block) != image.numel():
+                raise ValueError("a solver state of another size")
+    return SolverState(kind, state)
 
 
 def examine_saved_synthesis(path: str | os.PathLike[str], map_location: Any = None) -> None:

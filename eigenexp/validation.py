@@ -62,6 +62,7 @@ def validate_image(image: Tensor, no_batch: bool = True) -> None:
     """
     if not isinstance(image, Tensor):
         raise InputTypeError(f"image: expected a torch tensor, got {type(image).__name__}")
+    image = image.detach()
     if image.dtype not in SOLVABLE:
         raise InputTypeError(
             f"image: expected torch.float32 or torch.float64, got {image.dtype}; convert picture "

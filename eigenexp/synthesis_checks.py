@@ -1,0 +1,116 @@
+"""Whether a saved file belongs to an object, and taking its content over."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from eigenexp.errors import CheckpointError
+from eigenexp.orthogonal_iteration import OrthogonalIteration
+from eigenexp.synthesis_files import (
+    PLENOPTIC_NAMES,
+    Content,
+    added_attributes,
+    flat_response,
+    object_name,
+)
+
+if TYPE_CHECKING:
+    from eigenexp.synthesis import Synthesis
+
+__all__ = ["LoadWarning", "adopt", "check"]
+
+
+class LoadWarning(UserWarning):
+    """A check of ``load`` that failed and was tolerated (``raise_on_checks=False``)."""
+
+
+def check(eig: Synthesis, content: Content, strict: bool, atol: float, rtol: float) -> None:
+    """Raise, or (not ``strict``) warn, where ``eig`` is not made like the saved object."""
+    hint = f"; eigenexp.examine_saved_synthesis({content.path!r}) shows what it holds"
+    if strict:
+        hint += ", raise_on_checks=False loads it all the same"
+
+    def fail(message: str) -> None:
+        if strict:
+            raise CheckpointError(message + hint)
+        warnings.warn(message + hint, LoadWarning, stacklevel=4)
+
+    own = object_name(eig)
+    if content.name != own and not (
+        own == "eigenexp.Eigendistortion" and content.name in PLENOPTIC_NAMES
+    ):
+        fail(f"load: expected a saved {own}, got a saved {content.name}")
+    present, saved = added_attributes(eig), content.extras
+    for names, where in ((present.keys() - saved.keys(), "the saved"),
+                         (saved.keys() - present.keys(), "this")):  # fmt: skip
+        if names:
+            fail(
+                f"load: expected the same attributes in both objects, got {len(names)} that "
+                f"{where} object lacks: {', '.join(sorted(names))}"
+            )
+    differing = _difference("image", content.image, eig.image, atol, rtol)
+    if differing:
+        fail(differing)
+    try:
+        with torch.no_grad():
+            output = eig.model(content.image)
+    except Exception as error:
+        raise CheckpointError(
+            "load: expected a model that responds to the saved picture, got "
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{hint}"
+        ) from error
+    if not isinstance(output, Tensor):
+        output = flat_response(output)
+    differing = _difference("model response", content.model_output, output, atol, rtol)
+    if differing:
+        fail(differing)
+    name = object_name(eig.model)
+    if (content.model_name or "").split(".")[-1] != (name or "").split(".")[-1]:
+        fail(f"load: expected a model named {content.model_name}, as saved, got {name}")
+
+
+def _difference(what: str, saved: Tensor, own: Tensor, atol: float, rtol: float) -> str | None:
+    """Say how two tensors differ; a device or dtype that differs raises."""
+    same = f"load: expected the same {what} as saved"
+    if saved.device != own.device:
+        raise CheckpointError(
+            f"{same}, got device {own.device} for {saved.device}; pass map_location='{own.device}'"
+        )
+    if saved.shape != own.shape and not saved.numel() == own.numel() == 1:
+        return f"{same}, got shape {tuple(own.shape)} for {tuple(saved.shape)}"
+    if saved.dtype != own.dtype:
+        raise CheckpointError(
+            f"{same}, got {own.dtype} for {saved.dtype}; call .to({saved.dtype}) first"
+        )
+    if not torch.allclose(saved.reshape(own.shape), own, rtol=rtol, atol=atol):
+        largest = float((saved.reshape(own.shape) - own).abs().max())
+        return f"{same}, got values that differ by up to {largest:.3g}"
+    return None
+
+
+def adopt(eig: Synthesis, content: Content) -> None:
+    """Put a checked file's content into ``eig``; nothing here can fail half way."""
+    new: dict[str, Any] = {
+        "_image": content.image,
+        **content.results,
+        "_spectrum": content.spectrum,
+        "_operator": None,
+        "_graph": None,
+        "_solver": None,
+        "_solver_kind": None,
+        "_solver_state": None,
+        "_loaded": True,
+        # What the object lacks is ignored: a file must not put names of its choice in it.
+        **{key: value for key, value in content.extras.items() if key in vars(eig)},
+    }
+    if content.solver is not None:
+        new["_solver_kind"] = content.solver.kind
+        if content.solver.kind[0] == "power":
+            new["_solver"] = OrthogonalIteration.from_state(content.solver.state)
+        else:
+            new["_solver_state"] = content.solver.state
+    vars(eig).update(new)
