@@ -15,7 +15,7 @@ from typing import Any
 
 import eigenexp
 from eigenexp.tracking.files import safe_relative, snapshot
-from eigenexp.tracking.spool import Record, Spool, find_spools, session_record
+from eigenexp.tracking.spool import Record, Spool, SpoolState, find_spools, session_record
 from eigenexp.tracking.store import QUIET_ENVIRONMENT, Store, check_run_id
 
 __all__ = ["Outbox"]
@@ -72,6 +72,8 @@ class Outbox:
             }
             spool = Spool.create(store.root, meta)
         self.spool = spool
+        self._local_id = str(spool.meta["local_id"])
+        self._run_id: str | None = None
         self.append(session_record(resume=run_id is not None, run_id=run_id))
         if run_id is not None and tags:
             self.append({"k": "t", "v": dict(tags)})
@@ -80,12 +82,11 @@ class Outbox:
 
     def await_run_id(self, timeout: float) -> str:
         """Return the store's id of the run, or the provisional one when it gives none in time."""
-        spool, end = self.spool, time.monotonic() + timeout
-        local_id = str(spool.meta["local_id"])
+        end = time.monotonic() + timeout
         while True:
-            state = spool.read_state()
-            if state.run_id is not None:
-                return check_run_id(state.run_id)
+            state = self._read_state()
+            if self._run_id is not None:
+                return check_run_id(self._run_id)
             stopped = self._process is None or self._process.poll() is not None
             late = time.monotonic() > end
             if state.error or stopped or late:
@@ -95,10 +96,15 @@ class Outbox:
                     "sent when the store is back",
                     self._uri,
                     state.error or reason,
-                    local_id,
+                    self._local_id,
                 )
-                return local_id
+                return self._local_id
             time.sleep(0.02)
+
+    def _read_state(self) -> SpoolState:
+        state = self.spool.read_state()
+        self._run_id = state.run_id or self._run_id
+        return state
 
     def append(self, record: Record) -> None:
         """Add a record to the journal; held in memory while the disk is full."""
@@ -160,7 +166,7 @@ class Outbox:
         """Return whether the store has everything, once it has or there is no hope in time."""
         spool, end, troubled = self.spool, time.monotonic() + timeout, None
         while spool.folder.exists():
-            state = spool.read_state()
+            state = self._read_state()
             if (state.segment, state.offset) >= spool.position and not state.uploads:
                 return True
             now = time.monotonic()
@@ -169,7 +175,7 @@ class Outbox:
                 log.warning(
                     "the tracking store does not have everything of run %s yet (%s); it waits in "
                     "%s, `eigenexp sync` sends it",
-                    state.run_id or spool.meta["local_id"],
+                    state.run_id or self._local_id,
                     state.error or f"not done after {timeout:.0f} s",
                     spool.folder,
                 )
@@ -181,8 +187,8 @@ class Outbox:
         """Say that nothing follows and wait within bounds; the sender goes on by itself."""
         if not self._open:
             return True
+        done = self.wait(timeout)  # still there to tell the run's id
         self.append({"k": "end"})
-        done = self.wait(timeout)
         if done and self._process is not None:
             try:
                 self._process.wait(5.0)

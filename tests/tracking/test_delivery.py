@@ -1,0 +1,298 @@
+"""Delivery: in order, exactly once, whatever fails in between."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import drain, history, new_spool, point
+
+from eigenexp.errors import RunNotFoundError
+from eigenexp.tracking import list_artifacts, sync
+from eigenexp.tracking.delivery import Sender
+from eigenexp.tracking.spool import find_spools, session_record
+
+
+def test_points_arrive_once_and_in_batches(store):
+    spool = new_spool(store)
+    for step in range(400):
+        spool.append(point(step, a=float(step), b=-1.0, c=0.5))
+    sender = drain(spool)
+    assert sender.state.points == 1200
+    for key in ("a", "b", "c"):
+        assert [s for s, _ in history(store, sender.state.run_id, key)] == list(range(400))
+    assert sender.is_drained
+
+
+def test_lost_acknowledgement_sends_nothing_twice(store):
+    spool = new_spool(store)
+    spool.append({"k": "p", "v": {"x": 1}})
+    for step in range(30):
+        spool.append(point(step, a=float(step)))
+    sender = Sender(spool)
+    sender._connect()
+    before = (spool.folder / "state.json").read_text()
+    while sender.step():
+        pass
+    (spool.folder / "state.json").write_text(before)
+    again = drain(spool)
+    assert [s for s, _ in history(store, again.state.run_id, "a")] == list(range(30))
+
+
+def test_run_is_created_once_though_the_process_died_after_creating_it(store):
+    spool = new_spool(store)
+    sender = Sender(spool)
+    run_id = sender._create_run()  # and the process dies before it notes the id
+    again = drain(spool)
+    assert again.state.run_id == run_id
+    assert len(store.client.search_runs([store.experiment_id("e")])) == 1
+
+
+def test_failure_in_the_middle_is_repeated_without_gap_or_double(store, monkeypatch):
+    spool = new_spool(store)
+    for step in range(3000):
+        spool.append(point(step, a=float(step)))
+    sender = Sender(spool)
+    real, calls = store.client.log_batch, [0]
+    monkeypatch.setattr(sender, "store", store)
+
+    def log_batch(*arguments, **named):
+        calls[0] += 1
+        real(*arguments, **named)
+        if calls[0] == 2:  # the store took it, the answer was lost
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(store.client, "log_batch", log_batch)
+    assert sender.step()
+    with pytest.raises(ConnectionError):
+        sender.step()
+    while sender.step():
+        pass
+    assert [s for s, _ in history(store, sender.state.run_id, "a")] == list(range(3000))
+
+
+def test_resumed_run_does_not_repeat_steps_and_leaves_no_gap(store):
+    spool = new_spool(store)
+    for step in range(10):
+        spool.append(point(step, a=float(step)))
+    for step in range(8):  # killed between the two metrics' last points
+        spool.append(point(step, b=float(step)))
+    first = drain(spool)
+    spool.append(session_record(resume=True, run_id=first.state.run_id))
+    for step in range(5, 15):  # the checkpoint was at 5; the same values, later
+        spool.append(point(step, stamp=9999, a=float(step), b=float(step)))
+    drain(spool)
+    run_id = first.state.run_id
+    for key in ("a", "b"):
+        assert history(store, run_id, key) == [(s, float(s)) for s in range(15)]
+    assert store.find_run(run_id).data.tags["eigenexp.resume_count"] == "1"
+
+
+def test_resumed_from_a_fresh_spool_asks_the_store(store):
+    first = drain(fill(new_spool(store), range(10)))
+    second = new_spool(store, run_id=first.state.run_id, resume=True)
+    drain(fill(second, range(5, 15), stamp=9999))
+    assert history(store, first.state.run_id, "a") == [(s, float(s)) for s in range(15)]
+
+
+def test_late_spool_of_a_run_taken_over_changes_nothing(store, tmp_path):
+    """Steps 8 and 9 stayed on a dead machine; another one resumed from the checkpoint at 7."""
+    old = fill(new_spool(store), range(8))
+    first = drain(old)
+    run_id = first.state.run_id
+    fill(old, range(8, 10))
+    (tmp_path / "last.ckpt").write_text("old")
+    old.append({"k": "a", "files": [], "to": "checkpoints/last", "slot": "checkpoints/last"})
+    old.append({"k": "status", "v": "FAILED"})
+    second = new_spool(store, run_id=run_id, resume=True)
+    second = fill(second, range(7, 20), stamp=9999)
+    second.append({"k": "status", "v": "FINISHED"})
+    drain(second)
+    drain(old)
+    assert history(store, run_id, "a") == [(s, float(s)) for s in range(20)]
+    assert store.find_run(run_id).info.status == "FINISHED"
+
+
+def fill(spool, steps, stamp=1000):
+    for step in steps:
+        spool.append(point(step, stamp=stamp, a=float(step)))
+    return spool
+
+
+def test_user_metrics_may_go_back_in_steps_within_a_session(store):
+    spool = new_spool(store)
+    for step in (3, 1, 2, 2):
+        spool.append(point(step, a=float(step)))
+    sender = drain(spool)
+    assert [s for s, _ in history(store, sender.state.run_id, "a")] == [1, 2, 3]
+
+
+def test_infinite_and_nan_points_keep_their_place(store):
+    spool = new_spool(store)
+    spool.append(point(0, a=math.inf))
+    spool.append(point(1, a=math.nan))
+    spool.append(point(2, a=1.0))
+    sender = drain(spool)
+    values = [v for _, v in history(store, sender.state.run_id, "a")]
+    assert math.isnan(values[0])
+    assert math.isnan(values[1])
+    assert values[2] == 1.0
+
+
+def test_refused_points_do_not_stop_the_others(store, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    spool = new_spool(store)
+    for step in range(5):
+        spool.append(point(step, a=1.0, bad=1.0))
+    sender = Sender(spool, store)
+    real = store.client.log_batch
+
+    def log_batch(run_id, metrics=(), **named):
+        if any(m.key == "bad" for m in metrics):
+            raise MlflowException.invalid_parameter_value("no")
+        return real(run_id, metrics=metrics, **named)
+
+    monkeypatch.setattr(store.client, "log_batch", log_batch)
+    while sender.step():
+        pass
+    assert len(history(store, sender.state.run_id, "a")) == 5
+    assert sender.state.rejected == 5
+
+
+def queue_file(spool, name, content, to, slot=None):
+    folder = spool.new_file_folder()
+    (folder / name).write_text(content)
+    files = [str((folder / name).relative_to(spool.folder))]
+    spool.append({"k": "a", "files": files, "to": to, "slot": slot})
+    return folder / name
+
+
+def test_only_the_newest_of_a_slot_is_uploaded(store):
+    spool = new_spool(store)
+    paths = [
+        queue_file(spool, "last.ckpt", f"{i}", "checkpoints/last", "checkpoints/last")
+        for i in range(4)
+    ]
+    queue_file(spool, "note.txt", "x", "")
+    sender = Sender(spool, store)
+    uploads = []
+    real = store.upload
+    sender.store.upload = lambda *a, **k: (uploads.append(a[1].name), real(*a, **k))
+    while sender.step():
+        pass
+    assert sorted(uploads) == ["last.ckpt", "note.txt"]
+    run_id = sender.state.run_id
+    assert list_artifacts(store, run_id) == ["checkpoints/last/last.ckpt", "note.txt"]
+    stored = store.local_artifacts(run_id) / "checkpoints/last/last.ckpt"
+    assert stored.read_text() == "3"
+    assert not any(path.exists() for path in paths)
+
+
+def test_failing_uploads_hold_up_neither_points_nor_each_other_nor_the_status(store, monkeypatch):
+    spool = new_spool(store)
+    queue_file(spool, "full.bin", "x", "a")
+    queue_file(spool, "good.bin", "x", "a")
+    spool.append(point(1, a=1.0))
+    spool.append({"k": "status", "v": "FINISHED"})
+    sender = Sender(spool, store)
+    real = store.upload
+
+    def upload(run_id, path, *rest):
+        if path.name == "full.bin":
+            raise OSError(28, "No space left on device")
+        return real(run_id, path, *rest)
+
+    monkeypatch.setattr(store, "upload", upload)
+    for _ in range(6):
+        try:
+            sender.step()
+        except OSError as error:
+            sender.fail(error)
+    run_id = sender.state.run_id
+    assert store.find_run(run_id).info.status == "FINISHED"
+    assert history(store, run_id, "a") == [(1, 1.0)]
+    assert list_artifacts(store, run_id) == ["a/good.bin"]
+    assert len(sender.state.uploads) == 1
+    monkeypatch.undo()
+    (report,) = sync(store.root)
+    assert report.complete
+    assert list_artifacts(store, run_id) == ["a/full.bin", "a/good.bin"]
+
+
+def test_hostile_journal_writes_nowhere_else(store, tmp_path):
+    spool = new_spool(store)
+    for to in ("../../../escape", "/tmp/escape", "a/../../b"):
+        queue_file(spool, "x.txt", "x", to)
+    queue_file(spool, "x.txt", "x", "good")
+    sender = drain(spool)
+    assert list_artifacts(store, sender.state.run_id) == ["good/x.txt"]
+    assert not list(tmp_path.rglob("escape"))
+
+
+def test_pictures_are_stored_once_under_names_the_slider_reads(store):
+    spool = new_spool(store)
+    folder = spool.new_file_folder()
+    np.save(folder / "picture.npy", np.zeros((300, 400, 3), np.uint8))
+    relative = [str((folder / "picture.npy").relative_to(spool.folder))]
+    record = {"k": "i", "key": "distortion/0", "s": 3, "t": 5, "files": relative}
+    spool.append(record)
+    sender = Sender(spool, store)
+    sender._connect()
+    sender._upload_image(record)  # and the process dies before the acknowledgement
+    sender = drain(spool)
+    names = list_artifacts(store, sender.state.run_id)
+    assert len(names) == 2
+    assert all(n.startswith("images/distortion~0+step+3+timestamp+5+") for n in names)
+    assert store.find_run(sender.state.run_id).data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_sync_delivers_what_a_dead_process_left_and_marks_the_run(root, store):
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+from conftest import new_spool, point
+from eigenexp.tracking import local_store
+spool = new_spool(local_store(sys.argv[1]))
+for step in range(20):
+    spool.append(point(step, a=1.0))
+os.kill(os.getpid(), 9)
+"""
+    here = __file__.rpartition("/")[0]
+    subprocess.run([sys.executable, "-c", code, str(root), here], check=False)
+    assert len(find_spools(root)) == 1
+    (report,) = sync(root)
+    assert report.complete
+    assert report.points == 20
+    assert store.find_run(report.run_id).info.status == "FAILED"
+    assert find_spools(root) == []
+    assert sync(root) == []
+    with pytest.raises(RunNotFoundError):
+        sync(root, "abc")
+
+
+def test_sync_leaves_a_living_run_alone_and_reports_broken_spools(root, store):
+    from filelock import FileLock
+
+    spool = new_spool(store)
+    spool.append(point(1, a=1.0))
+    with FileLock(spool.folder / "lock"):
+        (report,) = sync(root)
+    assert not report.complete
+    (report,) = sync(root)
+    assert report.complete
+    assert spool.folder.exists()  # its writer (this process) lives
+    broken = root / "spool" / "0-broken"
+    broken.mkdir()
+    (broken / "meta.json").write_text("{")
+    assert [r.complete for r in sync(root)] == [False, True]
+
+
+def test_state_survives_fields_of_another_version(store):
+    spool = new_spool(store)
+    drain(spool)
+    path = spool.folder / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unknown": 1}))
+    assert spool.read_state().run_id
