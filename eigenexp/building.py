@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
@@ -204,6 +205,6 @@ def build_trainer(
         ValueError,
         TypeError,
         RuntimeError,
-        L.pytorch.utilities.exceptions.MisconfigurationException,
+        MisconfigurationException,
     ) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error

@@ -27,7 +27,7 @@ def commands(root: Path, mlflow_port: int, tensorboard_port: int) -> dict[str, l
     store = local_store(root)
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", _HOST]
     mlflow += ["--port", str(mlflow_port), "--workers", "1"]
-    mlflow += ["--backend-store-uri", store.tracking_uri]
+    mlflow += ["--backend-store-uri", store.uri]
     mlflow += ["--default-artifact-root", str(root / "artifacts")]
     tensorboard = [sys.executable, "-m", "tensorboard.main", "--host", _HOST]
     tensorboard += ["--port", str(tensorboard_port), "--logdir", str(root / "tb")]

@@ -77,7 +77,7 @@ class SolverOptimizer(torch.optim.Optimizer):
         super().__init__([probe], {})
         self._module = module
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run the closure (forward, backward), then ``tell`` and the next ``ask``."""
         if closure is None:
             raise InputError("SolverOptimizer.step: expected a closure, got None")
@@ -311,7 +311,8 @@ class EigendistortionModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return −½‖J V‖² for the block in the probe; its gradient is −F V."""
-        return cast("Tensor", _HalfSquaredResponse.apply(self.probe, self))
+        apply = cast("Callable[..., Tensor]", _HalfSquaredResponse.apply)
+        return apply(self.probe, self)
 
     def _multiply(self, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the solver requested for the probe, and ‖J V‖²."""
@@ -338,7 +339,7 @@ class EigendistortionModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the convergence norms when no callback of ours does."""
-        every = max(1, self.trainer.log_every_n_steps)
+        every = max(1, getattr(self.trainer, "log_every_n_steps", 50))
         if self.logged_by_callback or self._told_steps % every:
             return
         progress = self.solver.progress()

@@ -1,0 +1,352 @@
+"""The command line as a person meets it: real processes, real SQLite store, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eigenexp.cli import main
+from eigenexp.runs import RunFolder, find_run, list_runs
+from eigenexp.spectrum import Spectrum
+
+SMALL = ["image.crop=[120,220,20,20]", "trainer.enable_progress_bar=false", "threads=1"]
+LONG = [*SMALL, "solver=power", "solver.tol=1e-9", "callbacks.checkpoint_every=10"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "eigenexp.cli", *arguments]
+
+
+def run(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("EIGENEXP_ROOT", None)
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        **options,
+    )
+
+
+def only_run(folder: Path) -> RunFolder:
+    (found,) = list_runs(folder / "mlruns")
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One finished run with both loggers."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run(folder, "fit", "experiment=demo", *SMALL, "+tags.kind=test")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_fit_ends_with_table_picture_and_dashboard(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    header = next(line for line in output.splitlines() if "eigenvalue" in line)
+    for word in ("index", "residual/λmax", "error bound", "status", "products"):
+        assert word in header
+    assert [line.split()[0] for line in output.splitlines() if " converged" in line][:4] == [
+        "0",
+        "1",
+        "398",
+        "399",
+    ]
+    picture = next(line.split()[-1] for line in output.splitlines() if line.startswith("picture"))
+    assert Path(picture).read_bytes()[:4] == b"\x89PNG"
+    assert "eigenexp ui" in output.splitlines()[-1]
+    assert only_run(folder).read_record()["status"] == "FINISHED"
+
+
+def test_fit_is_the_dense_solution(finished: tuple[Path, str]) -> None:
+    import eigenexp as ee
+
+    folder, _ = finished
+    spectrum = Spectrum.load(only_run(folder).results / "spectrum.safetensors")
+    picture = ee.load_picture("camera", crop=[120, 220, 20, 20], dtype=torch.float64)
+    jacobian = ee.JacobianOperator(ee.models.OnOff().double(), picture.tensor).to_dense()
+    values = torch.linalg.svdvals(jacobian).square()
+    error = (spectrum.eigenvalues.double() - values[spectrum.eigenindex]).abs()
+    assert float(error.max()) <= 2e-4 * float(values[0])
+
+
+def test_mlflow_holds_metrics_params_tags_pictures_and_artifacts(
+    finished: tuple[Path, str],
+) -> None:
+    from eigenexp.tracking import local_store
+
+    folder, _ = finished
+    run_id = only_run(folder).run_id
+    client = local_store(folder / "mlruns").client()
+    data = client.get_run(run_id)
+    assert data.info.status == "FINISHED"
+    for name in ("worst_residual", "eigenvalue/0", "residual/-1", "products", "elapsed_seconds"):
+        history = client.get_metric_history(run_id, name)
+        steps = [point.step for point in history]
+        assert len(steps) >= 3, name
+        assert sorted(steps) == sorted(set(steps)), f"{name}: a step twice"
+    assert data.data.params["solver/k"] == "2" or data.data.params["solver.k"] == "2"
+    assert data.data.tags["kind"] == "test"
+    assert data.data.tags["stop_reason"] == "converged"
+    artifacts = {
+        a.path
+        for f in ("results", "checkpoints/last", "checkpoints/best", "images")
+        for a in client.list_artifacts(run_id, f)
+    }
+    for name in (
+        "results/spectrum.safetensors",
+        "results/eigenvalues.csv",
+        "results/distortions.png",
+        "checkpoints/last/last.ckpt",
+        "checkpoints/last/metadata.json",
+        "checkpoints/best/metadata.json",
+    ):
+        assert name in artifacts
+    assert any(name.startswith("images/") for name in artifacts)
+
+
+def test_tensorboard_holds_the_same_run(finished: tuple[Path, str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _ = finished
+    events = EventAccumulator(str(folder / "mlruns" / "tb" / only_run(folder).run_id))
+    events.Reload()
+    assert "worst_residual" in events.Tags()["scalars"]
+    assert any(tag.startswith("distortion/") for tag in events.Tags()["images"])
+
+
+def test_checkpoint_metadata_says_where_it_comes_from(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    metadata = json.loads((only_run(folder).checkpoints / "last.metadata.json").read_text())
+    for key in (
+        "schema_version",
+        "versions",
+        "model",
+        "picture",
+        "config",
+        "step",
+        "eigenvalues",
+        "residuals",
+        "file_sha256",
+        "run_id",
+    ):
+        assert key in metadata
+    assert {"eigenexp", "torch", "lightning", "mlflow", "python"} <= set(metadata["versions"])
+    assert {"class", "weights_sha256", "output_sha256"} <= set(metadata["model"])
+
+
+def test_show_prints_table_and_paths(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    run_id = only_run(folder).run_id
+    shown = run(folder, "show", run_id[:8])
+    assert shown.returncode == 0, shown.stderr
+    table = [line for line in output.splitlines() if " converged" in line]
+    assert all(line in shown.stdout for line in table)
+    assert "distortions.png" in shown.stdout
+    assert run_id in run(folder, "show").stdout
+
+
+def test_a_second_fit_lands_beside_the_first(tmp_path: Path) -> None:
+    for _ in range(2):
+        done = run(tmp_path, "fit", *SMALL, "logger=none", "solver.tol=1e-2")
+        assert done.returncode == 0, done.stderr
+    assert len(list_runs(tmp_path / "mlruns")) == 2
+
+
+def test_resume_after_max_steps_equals_the_unbroken_run(tmp_path: Path) -> None:
+    settings = [*SMALL, "solver=lanczos", "solver.tol=1e-6", "trainer.precision=64-true"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    assert run(whole, "fit", *settings, "logger=none").returncode == 0
+    cut = run(broken, "fit", *settings, "logger=mlflow", "trainer.max_steps=17")
+    assert cut.returncode == 0, cut.stderr
+    assert "not every pair is proven" in cut.stdout
+    run_id = only_run(broken).run_id
+    resumed = run(broken, "resume", run_id, "trainer.max_steps=100000")
+    assert resumed.returncode == 0, resumed.stderr
+    a = Spectrum.load(only_run(whole).results / "spectrum.safetensors")
+    b = Spectrum.load(only_run(broken).results / "spectrum.safetensors")
+    assert torch.equal(a.eigenvalues, b.eigenvalues)
+    assert torch.equal(a.eigenvectors, b.eigenvectors)
+    with sqlite3.connect(broken / "mlruns" / "mlflow.db") as store:
+        ids = store.execute("select run_uuid, status from runs").fetchall()
+        doubled = store.execute(
+            "select key, step, count(*) from metrics group by run_uuid, key, step "
+            "having count(*) > 1"
+        ).fetchall()
+    assert ids == [(run_id, "FINISHED")]
+    assert doubled == []
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 100
+    while not list(path.glob("mlruns/checkpoints/*/last.ckpt")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.02)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_marks_the_run_and_says_so(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    process = start(tmp_path, "fit", *LONG, "logger=mlflow")
+    wait_for(tmp_path, process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    found = only_run(tmp_path)
+    assert found.read_record()["status"] == "KILLED"
+    assert f"eigenexp resume {found.run_id}" in output
+    assert (found.results / "spectrum.safetensors").is_file()
+    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as store:
+        assert store.execute("select status from runs").fetchall() == [("KILLED",)]
+
+
+def test_kill_minus_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:
+    settings = [*LONG, "logger=none", "callbacks.checkpoint_seconds=null"]
+    process = start(tmp_path, "fit", *settings)
+    wait_for(tmp_path, process)
+    process.kill()
+    process.communicate()
+    last = only_run(tmp_path)
+    saved = json.loads((last.checkpoints / "last.metadata.json").read_text())["step"]
+    goal = saved + 40
+    resumed = run(tmp_path, "resume", "last", f"trainer.max_steps={goal}")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert run(whole, "fit", *settings, f"trainer.max_steps={goal}").returncode == 0
+    a = Spectrum.load(last.results / "spectrum.safetensors")
+    b = Spectrum.load(only_run(whole).results / "spectrum.safetensors")
+    assert torch.equal(a.eigenvectors, b.eigenvectors)
+    assert torch.equal(a.eigenvalues, b.eigenvalues)
+
+
+NAN = np.full((1, 1, 8, 8), np.nan, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit", "image=file", "image.source=absent.png"], ["absent.png"]),
+        (["fit", "image=file", "image.source=nan.npy"], ["NaN"]),
+        (["fit", "image=file", "image.source=text.png"], ["text.png"]),
+        (["fit", "image.source=camra"], ["camra", "camera"]),
+        (["fit", "image.crop=[0,0,0,10]"], ["crop"]),
+        (["fit", "image.crop=[500,500,64,64]"], ["crop"]),
+        (["fit", "solver.k=500", *SMALL], ["k: expected 1 to n = 400"]),
+        (["fit", "solver.method=magic", *SMALL], ["method", "lanczos"]),
+        (["fit", "solver.which=sideways", *SMALL], ["which", "sideways"]),
+        (["fit", "solver.kk=2"], ["solver.kk", "did you mean k?"]),
+        (["fit", "model=custom", "model._target_=no.such.Model"], ["no.such.Model"]),
+        (["fit", "model.layer=nowhere", *SMALL], ["layer", "OnOff"]),
+        (["fit", "trainer.precision=12"], ["precision"]),
+        (["fit", "trainer.accelerator=warp", *SMALL], ["warp"]),
+        (["fit", "root=file/inside", *SMALL], ["root=…"]),
+        (["resume", "no-such-run"], ["no-such-run", "newest runs"]),
+        (["show", "no-such-run"], ["no-such-run"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_non_zero_exit(
+    arguments: list[str], words: list[str], in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(in_tmp / "nan.npy", NAN)
+    (in_tmp / "text.png").write_text("not a picture")
+    (in_tmp / "file").write_text("")
+    assert main([*arguments, *(["logger=none"] if arguments[0] == "fit" else [])]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("eigenexp: ")
+    for word in words:
+        assert word in errors[0]
+
+
+def test_a_mistake_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
+    done = run(tmp_path, "fit", "image.source=camra")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_that_fails_after_it_began_is_marked_failed(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        "fit",
+        "model=custom",
+        "model._target_=torch.nn.Dropout",
+        "+model.p=0.0",
+        "logger=mlflow",
+        "solver.k=500",
+        *SMALL,
+    )
+    assert done.returncode == 1
+    assert only_run(tmp_path).read_record()["status"] == "FAILED"
+    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as store:
+        assert store.execute("select status from runs").fetchall() == [("FAILED",)]
+
+
+def test_a_saved_target_outside_the_trusted_packages_is_not_built(tmp_path: Path) -> None:
+    done = run(tmp_path, "fit", *SMALL, "logger=none", "trainer.max_steps=3")
+    assert done.returncode == 0, done.stderr
+    checkpoint = only_run(tmp_path).checkpoints / "last.ckpt"
+    from eigenexp.checkpoints import load_checkpoint, save_checkpoint
+
+    saved = load_checkpoint(checkpoint)
+    trap = {"_target_": "os.system", "command": "touch executed"}
+    saved["eigenexp"]["metadata"]["config"]["model"] = trap
+    save_checkpoint(saved, checkpoint)
+    done = run(tmp_path, "resume", "last")
+    assert done.returncode == 1
+    assert "--trust" in done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+def test_help_is_quick_and_lists_the_groups(tmp_path: Path) -> None:
+    done = run(tmp_path, "fit", "--help")
+    assert done.returncode == 0
+    for word in ("model=", "onoff", "image=", "camera", "solver.tol", "trainer.precision"):
+        assert word in done.stdout
+    heavy = (
+        "import sys; from eigenexp.cli import _parser; _parser(); "
+        "print([m for m in ('torch', 'mlflow', 'lightning', 'hydra') if m in sys.modules])"
+    )
+    seen = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert seen.stdout.strip() == "[]"
+
+
+def test_runs_are_named_by_id_prefix_last_or_path(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    root, run_id = folder / "mlruns", only_run(folder).run_id
+    for name in (run_id, run_id[:6], "last"):
+        assert find_run(name, root).run_id == run_id
+    assert find_run(str(root / "checkpoints" / run_id / "last.ckpt"), root).run_id == run_id
