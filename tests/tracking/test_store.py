@@ -12,13 +12,15 @@ from eigenexp.tracking.store import clean_key
 
 EIGHT = """
 import sys
-from eigenexp.tracking import MLflowLogger
-logger = MLflowLogger("e", root=sys.argv[1], drain_timeout=120, start_timeout=120)
+from eigenexp.tracking import local_store
+from eigenexp.tracking.outbox import Outbox
+outbox = Outbox(local_store(sys.argv[1]), experiment="e")
 for step in range(50):
-    logger.log_metrics({"a": step, "b": -step}, step)
-logger.finalize("success")
-assert logger.close()
-print(logger.version)
+    outbox.append({"k": "m", "t": step, "s": step, "v": {"a": step, "b": -step}})
+outbox.append({"k": "status", "v": "FINISHED"})
+run_id = outbox.await_run_id(200)
+assert outbox.close(200)
+print(run_id)
 """
 
 
