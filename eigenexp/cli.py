@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_root(resume)
 
     show = command("show", _show, "print a run's table and the paths of its pictures")
-    show.add_argument("name", metavar="RUN", nargs="?", help="as for resume; without: list the runs")
+    show.add_argument("name", metavar="RUN", nargs="?", help="as for resume; else: list the runs")
     _add_root(show)
 
     ui = command("ui", _ui, "open MLflow and TensorBoard on your runs (Ctrl-C ends both)")

@@ -67,7 +67,7 @@ class LanczosConfig(SolverConfig):
     """Thick-restart Lanczos; ``basis_size`` vectors are stored."""
 
     method: str = "lanczos"
-    basis_size: int = 40
+    basis_size: int | None = None
 
 
 @dataclass
@@ -130,11 +130,14 @@ class FitConfig:
     trust: bool = False
 
 
+_SOLVERS: dict[str, type[SolverConfig]] = {
+    "auto": SolverConfig,
+    "power": PowerConfig,
+    "lanczos": LanczosConfig,
+}
 _SCHEMAS = (
     (None, "schema_fit", FitConfig),
-    ("solver", "schema_auto", SolverConfig),
-    ("solver", "schema_power", PowerConfig),
-    ("solver", "schema_lanczos", LanczosConfig),
+    *(("solver", f"schema_{method}", kind) for method, kind in _SOLVERS.items()),
     ("trainer", "schema_trainer", TrainerConfig),
     ("logger", "schema_logger", LoggerConfig),
     ("callbacks", "schema_callbacks", CallbacksConfig),
@@ -198,13 +201,10 @@ def override_config(saved: Mapping[str, Any], overrides: Sequence[str]) -> DictC
     ConfigError
         When the saved configuration or an override does not fit the schema.
     """
-    methods = {
-        schema.method: schema for _, _, schema in _SCHEMAS if issubclass(schema, SolverConfig)
-    }
     try:
         solver = dict(saved.get("solver") or {})
         schema = OmegaConf.structured(FitConfig)
-        typed = methods.get(str(solver.get("method")), SolverConfig)
+        typed = _SOLVERS.get(str(solver.get("method")), SolverConfig)
         schema.solver = OmegaConf.structured(typed)
         config = OmegaConf.merge(schema, OmegaConf.create(dict(saved)))
         OmegaConf.set_struct(config, True)

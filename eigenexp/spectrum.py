@@ -26,6 +26,7 @@ class StopReason(enum.StrEnum):
 
     RUNNING = "running"
     CONVERGED = "converged"
+    UNVERIFIED = "unverified"
     MAX_PRODUCTS = "max_products"
     FLOOR = "floor"
     STAGNATED = "stagnated"
@@ -40,6 +41,10 @@ class StopReason(enum.StrEnum):
 _MESSAGES = {
     StopReason.RUNNING: "not finished: the values are the best so far; go on to let them converge",
     StopReason.CONVERGED: "every wanted pair is converged and verified to be extremal",
+    StopReason.UNVERIFIED: (
+        "every residual is at most tol, but the proof that no pair was missed costs more products "
+        "than are granted; raise verification_products for certainty"
+    ),
     StopReason.MAX_PRODUCTS: (
         "the budget of products is spent before every pair converged; raise max_products or tol, "
         "or resume"
@@ -179,7 +184,10 @@ class Spectrum:
         ]
 
     def __str__(self) -> str:
-        head = f"{'index':>8} {'eigenvalue':>14} {'residual/λmax':>14} {'error bound':>12}  {'status':<11} {'products':>8}"
+        head = (
+            f"{'index':>8} {'eigenvalue':>14} {'residual/λmax':>14} {'error bound':>12}  "
+            f"{'status':<11} {'products':>8}"
+        )
         lines = [head]
         for row in self.rows():
             lines.append(
