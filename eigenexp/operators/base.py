@@ -36,6 +36,10 @@ class ColumnCounter:
             new = block.any(dim=0).sum()
             self._unread = new if self._unread is None else self._unread + new
 
+    def add_columns(self, number: int) -> None:
+        """Count ``number`` columns."""
+        self._read += number
+
     @property
     def count(self) -> int:
         """Columns counted so far."""

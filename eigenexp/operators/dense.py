@@ -43,27 +43,28 @@ class DenseOperator(Fisher):
                 f"matrix: expected a symmetric matrix, got |F - Fᵀ| up to {skew:.3g}; "
                 "pass (F + F.T) / 2, or use from_jacobian(J)"
             )
-        self._setup(matrix, None)
+        self._setup(matrix, None, matrix)
 
     @classmethod
     def from_jacobian(cls, jacobian: Tensor) -> Self:
         """Return the operator of F = JᵀJ for ``jacobian`` of shape ``(m, n)``, copied."""
         self = cls.__new__(cls)
-        self._setup(None, DenseJacobian(_checked(jacobian, "jacobian")))
+        own = DenseJacobian(_checked(jacobian, "jacobian"))
+        self._setup(None, own, own)
         return self
 
-    def _setup(self, matrix: Tensor | None, jacobian: DenseJacobian | None) -> None:
+    def _setup(
+        self, matrix: Tensor | None, jacobian: DenseJacobian | None, like: Tensor | DenseJacobian
+    ) -> None:
         super().__init__()
         self._matrix = matrix
         self._jacobian = jacobian
-        source = jacobian if jacobian is not None else matrix
-        assert source is not None  # noqa: S101 - one of the two is given
-        n = source.shape[1]
+        n = like.shape[1]
         self.shape = (n, n)
         self.image_shape = (n,)
-        self.rank_bound = min(source.shape)
-        self.dtype = source.dtype
-        self.device = source.device
+        self.rank_bound = min(like.shape)
+        self.dtype = like.dtype
+        self.device = like.device
 
     @property
     def start(self) -> None:

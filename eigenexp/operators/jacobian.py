@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from eigenexp.errors import InputError, ModelError
+from eigenexp.errors import InputError
 from eigenexp.operators.base import Jacobian
-from eigenexp.operators.probing import Model, copy_image, summary, undisturbed
-from eigenexp.operators.routes import ROUTES, Route
+from eigenexp.operators.blocks import Blocks
+from eigenexp.operators.probing import Model, copy_image
+from eigenexp.operators.routes import ROUTES, choose_route
 
 __all__ = ["JacobianOperator"]
 
 
 class JacobianOperator(Jacobian):
-    """J = ∂f/∂x of a model f at a picture x, linearised once; ``operator @ V`` is J·V."""
+    """J = ∂f/∂x of a model f at a picture x, linearised once; ``operator @ V`` is J·V.
+
+    Parameters
+    ----------
+    model
+        Any callable that takes the picture and returns floating-point tensors: real or complex
+        (counted as real and imaginary parts), of any shape, also in tuples, lists, mappings or
+        dataclasses, flattened and concatenated in order. It is called a few times while the
+        operator is made, and left as it was; its weights must not be changed in place while the
+        operator is in use. Attention runs by its mathematical kernel.
+    image
+        ``(1, C, H, W)``, any other shape with a leading 1, or ``(n,)``; float32 or float64. Copied.
+    route
+        How products are computed, see :mod:`eigenexp.operators.routes`. ``"auto"`` finds out by
+        probing the model; the name found is in :attr:`route`, and passing that name back gives
+        the same arithmetic.
+    chunk_size
+        Columns of a block computed at once. By default as many as keep the intermediate results in
+        the cache of a CPU, or busy an accelerator. More columns take more memory. Columns go one
+        by one whatever is asked where a model's operations cannot be batched.
+    check
+        Whether to check, once, that the model is not random, and that the products of the route
+        are finite, repeatable and adjoint (⟨JV, U⟩ = ⟨V, JᵀU⟩). Costs about ten forward passes.
+
+    Attributes
+    ----------
+    shape
+        ``(m, n)``: numbers of response and picture values.
+    image_shape
+        ``(C, H, W)``, the picture's shape without its leading 1; ``(n,)`` for a 1-D picture.
+    image, response
+        The picture, and f(x) ``(m,)``.
+    dtype, device
+        Of the picture, and so of every block and product.
+    num_probe_products
+        Products spent on choosing and checking the route; not among ``num_jvp`` and ``num_vjp``.
+
+    Raises
+    ------
+    InputTypeError, ImageError
+        When the picture cannot be used.
+    ModelError
+        When the model fails, is not differentiable, random, constant around the picture, changes
+        dtype or device, or gives NaN or inf.
+
+    Notes
+    -----
+    Works alike under ``no_grad``, ``inference_mode`` and autocast. Which route is taken, and how
+    many columns at once, depends on the model, the picture, the dtype and the device alone, so a
+    run can be repeated bit for bit on one machine.
+    """
 
     def __init__(
         self,
@@ -33,44 +86,77 @@ class JacobianOperator(Jacobian):
         self.image = copy_image(image)
         self.dtype = self.image.dtype
         self.device = self.image.device
-        self.image_shape: tuple[int, ...] = tuple(self.image.shape[1:]) or (self.image.numel(),)
-        self.chunk_size = chunk_size
-        self._model = model
-        self._route = self._choose([route] if route != "auto" else list(ROUTES))
+        self.image_shape = tuple(self.image.shape[1:]) or (self.image.numel(),)
+        self._route, spent = choose_route(model, self.image, route, check=check)
         self.response = self._route.response
         self.shape = (self.response.numel(), self.image.numel())
-
-    def _choose(self, names: list[str]) -> Route:
-        failures = []
-        for name in names:
-            with undisturbed(self._model, self.device):
-                try:
-                    route = ROUTES[name](self._model, self.image)
-                    route.push(torch.ones_like(self.image))
-                except RuntimeError as error:
-                    failures.append(f"{name}: {summary(error)}")
-                    continue
-            return route
-        raise ModelError(
-            f"model: expected a differentiable response, got {'; '.join(failures)}; look for "
-            "no_grad, detach, numpy or integers in the model"
-        )
+        self._blocks = Blocks(self._route, self.image, self.response, chunk_size)
+        self.num_probe_products = spent + self._blocks.num_products
 
     @property
     def route(self) -> str:
         """Name of the route in use."""
         return self._route.name
 
-    def _matmat(self, block: Tensor) -> Tensor:
-        with undisturbed(self._model, self.device):
-            columns = [self._route.push(v.reshape(self.image.shape)) for v in block.detach().T]
-        return torch.stack([column.detach() for column in columns], dim=1)
-
-    def _rmatmat(self, block: Tensor) -> Tensor:
-        with undisturbed(self._model, self.device):
-            columns = [self._route.pull(u) for u in block.detach().T]
-        return torch.stack([column.detach().reshape(-1) for column in columns], dim=1)
+    @property
+    def chunk_size(self) -> int:
+        """Columns of a block computed at once."""
+        return self._blocks.chunk_size
 
     def to_dense(self) -> Tensor:
-        """Return J, ``(m, n)``."""
-        return self._matmat(torch.eye(self.shape[1], dtype=self.dtype, device=self.device))
+        """Return J, ``(m, n)``: by columns J·eᵢ or by rows Jᵀ·eᵢ, whichever is cheaper.
+
+        Memory beyond J itself is that of one chunk. The products are counted.
+        """
+        m, n = self.shape
+        push_cost, pull_cost = self._route.costs
+        jacobian = torch.empty(m, n, dtype=self.dtype, device=self.device)
+        done = 0
+        if n * push_cost <= m * pull_cost:
+            for (columns,) in self._blocks.iterate(self._push, n, _unit_vectors(self.image)):
+                jacobian[:, done : done + len(columns)] = columns.T
+                done += len(columns)
+            self._jvps.add_columns(n)
+        else:
+            for (rows,) in self._blocks.iterate(self._pull, m, _unit_vectors(self.response)):
+                jacobian[done : done + len(rows)] = rows.reshape(len(rows), n)
+                done += len(rows)
+            self._vjps.add_columns(m)
+        return jacobian
+
+    def _push(self, vector: Tensor) -> tuple[Tensor]:
+        return (self._route.push(vector),)
+
+    def _pull(self, cotangent: Tensor) -> tuple[Tensor]:
+        return (self._route.pull(cotangent),)
+
+    def _push_pull(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        response = self._route.push(vector)
+        return self._route.pull(response), response
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        (responses,) = self._blocks.apply(self._push, self._pictures(block))
+        return responses.T.contiguous()
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        (pictures,) = self._blocks.apply(self._pull, block.T.contiguous())
+        return pictures.reshape(block.shape[1], -1).T.contiguous()
+
+    def _products(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        pictures, responses = self._blocks.apply(self._push_pull, self._pictures(block))
+        products = pictures.reshape(block.shape[1], -1).T.contiguous()
+        return products, responses.T.contiguous()
+
+    def _pictures(self, block: Tensor) -> Tensor:
+        return block.T.reshape(block.shape[1], *self.image.shape)
+
+
+def _unit_vectors(like: Tensor) -> Callable[[int, int], Tensor]:
+    """Return a function that makes the unit vectors from ``start`` to ``stop``, shaped so."""
+
+    def make(start: int, stop: int) -> Tensor:
+        units = torch.zeros(stop - start, like.numel(), dtype=like.dtype, device=like.device)
+        units[:, start:stop].fill_diagonal_(1)
+        return units.reshape(-1, *like.shape)
+
+    return make

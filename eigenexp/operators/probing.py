@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from eigenexp.errors import EigenexpError, ImageError, InputTypeError, ModelError
 from eigenexp.operators.responses import flatten_response
 
-__all__ = ["Model", "copy_image", "respond", "undisturbed"]
+__all__ = ["Linearization", "Model", "copy_image", "linearize", "summary", "undisturbed"]
 
 Model = Callable[[Tensor], Any]
 
@@ -38,10 +38,12 @@ def copy_image(image: Any) -> Tensor:
     if image.dtype not in (torch.float32, torch.float64):
         raise InputTypeError(
             f"image: expected torch.float32 or torch.float64, got {image.dtype}; solve in float32: "
-            "image.to(torch.float32), and the model likewise"
+            "convert picture and model with .to(torch.float32)"
         )
     if image.ndim == 0 or image.numel() == 0:
-        raise ImageError(f"image: expected picture values, got shape {tuple(image.shape)}")
+        raise ImageError(
+            f"image: expected a picture of shape (1, C, H, W), got {tuple(image.shape)}"
+        )
     if image.ndim > 1 and image.shape[0] != 1:
         raise ImageError(
             f"image: expected one picture of shape (1, C, H, W), got {tuple(image.shape)}; "
@@ -56,11 +58,11 @@ def copy_image(image: Any) -> Tensor:
 
 @contextlib.contextmanager
 def undisturbed(model: Model, device: torch.device) -> Iterator[None]:
-    """Run a model in here: gradients on, and nothing of the outside world is changed at the end.
+    """Run a model in here: gradients on, and nothing outside is changed at the end.
 
     The caller may be in ``no_grad``, ``inference_mode`` or autocast; none of them reaches the
-    model. Random states and the model's buffers are put back. Attention takes its mathematical
-    kernel: the fused ones have no second derivative.
+    model. Random states, and what the model changes in its own buffers, are put back. Attention
+    takes its mathematical kernel: the fused ones have no second derivative.
     """
     with (
         torch.inference_mode(False),
@@ -78,13 +80,15 @@ def _random_states(device: torch.device) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = None if numpy is None else numpy.random.get_state()
-    devices = [] if device.type == "cpu" else [device]
+    accelerator = device.type not in ("cpu", "meta")
     try:
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        with torch.random.fork_rng(
+            [device] if accelerator else [], device_type=device.type if accelerator else "cuda"
+        ):
             yield
     finally:
         random.setstate(python_state)
-        if numpy is not None:
+        if numpy is not None and numpy_state is not None:
             numpy.random.set_state(numpy_state)
 
 
@@ -94,39 +98,112 @@ def _module_state(model: Model) -> Iterator[None]:
     if not isinstance(model, torch.nn.Module):
         yield
         return
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    kept = {name: (t, t.detach(), _version(t)) for name, t in tensors.items()}
-    copies = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    tensors = [*model.parameters(), *model.buffers()]
+    kept = [(tensor, tensor.detach(), _version(tensor)) for tensor in tensors]
+    # Running statistics are small; weights that change in a forward pass are not met in practice.
+    copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, (tensor, alias, version) in kept.items():
+            for tensor, alias, version in kept:
                 if tensor.data_ptr() != alias.data_ptr():
                     tensor.data = alias
-                elif name in copies and _version(tensor) != version:
-                    tensor.copy_(copies[name])
+                elif id(tensor) in copies and _version(tensor) != version:
+                    tensor.copy_(copies[id(tensor)])
 
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+class Linearization:
+    """One forward pass with its autograd graph kept: the response, and Jᵀ·u from it."""
+
+    def __init__(self, model: Model, image: Tensor) -> None:
+        self.image = image.clone().requires_grad_()
+        self.output = respond(model, self.image)
+        self.response = self.output.detach().clone()
+
+    def pull(self, cotangent: Tensor, *, create_graph: bool = False) -> Tensor:
+        """Return Jᵀ·u in the picture's shape for u ``(m,)``."""
+        (product,) = torch.autograd.grad(
+            self.output,
+            self.image,
+            cotangent,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        if product is None:
+            raise _no_gradient("one that depends on parameters alone")
+        return product
+
+
 def respond(model: Model, image: Tensor) -> Tensor:
     """Return the model's flattened response ``(m,)``; its own exceptions become ``ModelError``."""
     try:
-        output = model(image)
+        # A copy, so that models may change their input in place.
+        output = model(image.clone())
     except EigenexpError:
+        raise
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise ModelError(
-            f"model: expected a response to a picture of shape {tuple(image.shape)}, got "
-            f"{summary(error)}"
+            f"model: expected a response to a picture of shape {tuple(image.shape)} and "
+            f"{image.dtype}, got {summary(error)}"
         ) from error
     return flatten_response(output, image)
 
 
+def linearize(model: Model, image: Tensor, *, check: bool) -> Linearization:
+    """Run the model once and see to it that it has a derivative.
+
+    Raises
+    ------
+    ModelError
+        When the response carries no gradient, is not finite, or (with ``check``) differs from one
+        forward pass to the next.
+    """
+    lin = Linearization(model, image)
+    if not lin.output.requires_grad:
+        raise _no_gradient("one without gradient")
+    if not bool(torch.isfinite(lin.response).all()):
+        bad = int((~torch.isfinite(lin.response)).sum())
+        raise ModelError(
+            f"model: expected a finite response, got NaN or inf in {bad} of {len(lin.response)} "
+            "values; look for 0/0, log(0) or overflow at this picture"
+        )
+    if check:
+        _check_repeats(lin.response, respond(model, lin.image).detach())
+    return lin
+
+
+def _check_repeats(first: Tensor, second: Tensor) -> None:
+    if first.shape == second.shape:
+        difference = float((first - second).abs().max())
+        # Accelerators may add up in varying order; on a CPU the same sum is the same number.
+        slack = 0.0 if first.device.type == "cpu" else 1e3 * torch.finfo(first.dtype).eps
+        if difference <= slack * float(first.abs().max()):
+            return
+        found = f"responses that differ by up to {difference:.3g}"
+    else:
+        found = f"shapes {tuple(first.shape)} and {tuple(second.shape)}"
+    raise ModelError(
+        f"model: expected the same response to the same picture, got {found}; "
+        "call model.eval(), or take the random layers (dropout, noise) out"
+    )
+
+
+def _no_gradient(found: str) -> ModelError:
+    return ModelError(
+        f"model: expected a response differentiable in the picture, got {found}; look for "
+        "no_grad, detach, .data, .item(), numpy, rounding or integers between picture and response"
+    )
+
+
 def summary(error: BaseException) -> str:
     """Return an exception as its type and the first line of its message."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

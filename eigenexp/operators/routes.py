@@ -1,82 +1,293 @@
-"""The ways to compute J·v and Jᵀ·u, one vector at a time."""
+"""The ways to compute J·v and Jᵀ·u, one vector at a time, and the choice among them.
+
+===================  ============================================  ==============================
+route                J·v                                           Jᵀ·u
+===================  ============================================  ==============================
+``traced``           tape of the double backward pass              tape of the backward pass
+``traced-forward``   tape of one forward pass on dual numbers      tape of the backward pass
+``double-backward``  derivative of u ↦ Jᵀu, graph kept             backward pass, graph kept
+``forward-mode``     a forward pass on dual numbers a product      backward pass, graph kept
+``rows``             product with J, built from m backward passes  the same
+===================  ============================================  ==============================
+
+The order is that of preference. A tape (:mod:`eigenexp.operators.tape`) costs about one forward
+pass a product. The double backward pass comes before dual numbers because it never runs the model
+again, works for nearly every model and, once taped, costs the same. No route hands a model to a
+function transform: those fail badly, or crash, on models that assign ``.data`` in their forward.
+
+A route is taken when its products are finite, repeat bit for bit, are adjoint to each other, and,
+for a tape, agree with autograd on vectors other than those recorded. The choice depends on the
+model, the picture, the dtype and the device alone: never on the clock.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
-from eigenexp.operators.probing import Model, respond
+from eigenexp.errors import ModelError
+from eigenexp.operators.probing import (
+    Linearization,
+    Model,
+    linearize,
+    respond,
+    summary,
+    undisturbed,
+)
+from eigenexp.operators.tape import record
 
-__all__ = ["ROUTES", "Route"]
+__all__ = ["ROUTES", "Route", "choose_route"]
+
+Product = Callable[[Tensor], Tensor]
+
+# The dense Jacobian of the last resort takes at most this many bytes.
+ROWS_LIMIT = 2**30
 
 
-class Route(Protocol):
-    """One way to compute products; made from a model and a picture, linearised when made."""
+@dataclass(frozen=True)
+class Route:
+    """One way to compute products, linearised at a picture.
+
+    Attributes
+    ----------
+    name
+        A key of ``ROUTES``.
+    push, pull
+        J·v ``(m,)`` for v in the picture's shape, and Jᵀ·u in the picture's shape for u ``(m,)``.
+    response
+        ``(m,)``.
+    running
+        The context products are computed in.
+    width
+        Largest number of values in an intermediate result, where a column batch may be tried;
+        0 where columns must go one by one.
+    costs
+        Relative cost of one ``push`` and one ``pull``.
+    num_products
+        Products spent on making and checking it.
+    """
 
     name: str
+    push: Product
+    pull: Product
     response: Tensor
-
-    def push(self, vector: Tensor) -> Tensor:
-        """Return J·v ``(m,)`` for v in the picture's shape."""
-        ...
-
-    def pull(self, cotangent: Tensor) -> Tensor:
-        """Return Jᵀ·u in the picture's shape for u ``(m,)``."""
-        ...
+    running: Callable[[], AbstractContextManager[object]]
+    width: int = 0
+    costs: tuple[float, float] = (1.0, 1.0)
+    num_products: int = 0
+    references: tuple[Product | None, Product | None] = field(default=(None, None), repr=False)
 
 
-class _KeptGraph:
-    """Jᵀ·u from one recorded forward pass."""
+def choose_route(
+    model: Model, image: Tensor, name: str = "auto", *, check: bool = True
+) -> tuple[Route, int]:
+    """Return the first route that works for ``model`` at ``image``, and the products it took.
 
-    def __init__(self, model: Model, image: Tensor) -> None:
-        self._image = image.clone().requires_grad_()
-        # A copy of the leaf: models may change their input in place.
-        self._output = respond(model, self._image.clone())
-        self.response = self._output.detach()
+    Raises
+    ------
+    ModelError
+        When the model has no usable derivative by any route, or by the one named.
+    """
+    failures: dict[str, str] = {}
+    spent = 0
+    with undisturbed(model, image.device):
+        lin = linearize(model, image, check=check)
+        probe = _Probe(lin)
+        for candidate in [name] if name != "auto" else ROUTES:
+            try:
+                route = ROUTES[candidate](model, lin)
+                spent += route.num_products
+                if check:
+                    spent += probe.check(route)
+            except (torch.OutOfMemoryError, ModelError):
+                raise
+            except Exception as error:
+                failures[candidate] = summary(error)
+                continue
+            # The references hold the autograd graphs, which a tape no longer needs.
+            return replace(route, references=(None, None)), spent
+    reasons = dict.fromkeys(failures.values())
+    raise ModelError(
+        "model: expected a response differentiable in the picture, got "
+        + "; ".join(f"{', '.join(k for k in failures if failures[k] == r)}: {r}" for r in reasons)
+    )
 
-    def pull(self, cotangent: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(self._output, self._image, cotangent, retain_graph=True)
+
+class _RouteError(Exception):
+    """A route whose products are wrong."""
+
+
+class _Probe:
+    """Random vectors of its own generator, and what the products of a route must satisfy."""
+
+    def __init__(self, lin: Linearization, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(like: Tensor) -> Tensor:
+            drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+            return drawn.to(like)
+
+        self.vector, self.cotangent = draw(lin.image.detach()), draw(lin.response)
+        eps = torch.finfo(lin.response.dtype).eps
+        # Accelerators multiply float32 in reduced precision where the user allows it.
+        self.slack = 2e3 * eps if lin.response.device.type == "cpu" else max(2e3 * eps, 1e-3)
+
+    def check(self, route: Route) -> int:
+        """Raise unless the products repeat, are finite, adjoint and not all zero."""
+        v, u = self.vector, self.cotangent
+        with route.running():
+            forward, adjoint = route.push(v), route.pull(u)
+            again = route.push(v), route.pull(u)
+        products = {"J·v": forward.detach(), "Jᵀ·u": adjoint.detach()}
+        for name, product in products.items():
+            if not bool(torch.isfinite(product).all()):
+                raise _RouteError(f"{name} holds NaN or inf; look for sqrt(0), 0/0 or abs(0) in it")
+        if not bool(forward.any()) and not bool(adjoint.any()):
+            raise ModelError(
+                "model: expected a response that changes with the picture, got a zero Jacobian; "
+                "look for rounding, thresholds or saturated units at this picture"
+            )
+        for first, second, name in zip(products.values(), again, products, strict=True):
+            self._compare(first, second.detach(), f"{name} computed twice", exact=v.is_cpu)
+        for product, reference, argument, name in zip(
+            products.values(), route.references, (v, u), products, strict=True
+        ):
+            if reference is not None:
+                expected = reference(argument).detach()
+                self._compare(product, expected, f"{name} from tape and autograd", exact=False)
+        left = torch.dot(forward.detach().double(), u.double())
+        right = torch.dot(v.double().flatten(), adjoint.detach().double().flatten())
+        scale = forward.norm().double() * u.norm().double() + v.norm() * adjoint.norm()
+        if not bool((left - right).abs() <= self.slack * scale):
+            raise _RouteError(
+                f"J and Jᵀ are not adjoint: <Jv, u> = {float(left):.6g}, <v, Jᵀu> = "
+                f"{float(right):.6g}; a custom backward may be wrong, or float64 needed"
+            )
+        return 4 + sum(reference is not None for reference in route.references)
+
+    def _compare(self, first: Tensor, second: Tensor, what: str, *, exact: bool) -> None:
+        slack = 0.0 if exact else self.slack
+        if not bool((first - second).norm() <= slack * first.norm()):
+            raise _RouteError(f"{what} differs")
+
+
+# -- the routes ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """Arithmetic without gradients, whatever mode the caller is in."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+def _double_backward(lin: Linearization) -> Product:
+    # Jᵀu is linear in u, so the derivative of ⟨Jᵀu, v⟩ in u is J·v for any u; zero will do.
+    dummy = torch.zeros_like(lin.output, requires_grad=True)
+    gradient = lin.pull(dummy, create_graph=True)
+
+    def push(vector: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(gradient, dummy, vector, retain_graph=True)
         return product
 
-
-class DoubleBackward(_KeptGraph):
-    """J·v as the derivative of u ↦ Jᵀu in the direction v; both graphs kept."""
-
-    name = "double-backward"
-
-    def __init__(self, model: Model, image: Tensor) -> None:
-        super().__init__(model, image)
-        self._dummy = torch.zeros_like(self._output, requires_grad=True)
-        (self._gradient,) = torch.autograd.grad(
-            self._output, self._image, self._dummy, create_graph=True
-        )
-
-    def push(self, vector: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(self._gradient, self._dummy, vector, retain_graph=True)
-        return product
+    return push
 
 
-class ForwardMode(_KeptGraph):
-    """J·v by dual numbers: one forward pass a product."""
+def _dual_numbers(model: Model, lin: Linearization) -> Product:
+    image = lin.image.detach()
 
-    name = "forward-mode"
-
-    def __init__(self, model: Model, image: Tensor) -> None:
-        super().__init__(model, image)
-        self._model = model
-
-    def push(self, vector: Tensor) -> Tensor:
+    def push(vector: Tensor) -> Tensor:
         with fwad.dual_level():
-            dual = fwad.make_dual(self._image.detach(), vector)  # type: ignore[no-untyped-call]
-            tangent: Tensor | None
-            _, tangent = fwad.unpack_dual(respond(self._model, dual.clone()))  # type: ignore[no-untyped-call]
-        return torch.zeros_like(self.response) if tangent is None else tangent
+            dual = fwad.make_dual(image, vector)  # type: ignore[no-untyped-call]
+            _, tangent = fwad.unpack_dual(respond(model, dual))  # type: ignore[no-untyped-call]
+        return torch.zeros_like(lin.response) if tangent is None else tangent
+
+    return push
 
 
-ROUTES: dict[str, Callable[[Model, Tensor], Route]] = {
-    route.name: route for route in (DoubleBackward, ForwardMode)
+def _taped(name: str, lin: Linearization, push: Product) -> Route:
+    # Any vector will do, except those of the check that follows.
+    probe = _Probe(lin, seed=1)
+    forward = record(push, probe.vector)
+    adjoint = record(lin.pull, probe.cotangent)
+    device = lin.response.device
+    return Route(
+        name=name,
+        push=forward,
+        pull=adjoint,
+        response=lin.response,
+        running=lambda: _plain(device),
+        width=max(forward.width, adjoint.width),
+        costs=(float(forward.cost), float(adjoint.cost)),
+        num_products=2,
+        references=(push, lin.pull),
+    )
+
+
+def _traced(model: Model, lin: Linearization) -> Route:
+    return _taped("traced", lin, _double_backward(lin))
+
+
+def _traced_forward(model: Model, lin: Linearization) -> Route:
+    return _taped("traced-forward", lin, _dual_numbers(model, lin))
+
+
+def _untaped(name: str, model: Model, lin: Linearization, push: Product) -> Route:
+    device = lin.response.device
+    return Route(
+        name=name,
+        push=push,
+        pull=lin.pull,
+        response=lin.response,
+        running=lambda: undisturbed(model, device),
+    )
+
+
+def _kept_graph(model: Model, lin: Linearization) -> Route:
+    return _untaped("double-backward", model, lin, _double_backward(lin))
+
+
+def _forward_mode(model: Model, lin: Linearization) -> Route:
+    return _untaped("forward-mode", model, lin, _dual_numbers(model, lin))
+
+
+def _rows(model: Model, lin: Linearization) -> Route:
+    m, shape = lin.response.numel(), lin.image.shape
+    size = m * lin.image.numel() * lin.response.element_size()
+    if size > ROWS_LIMIT:
+        raise _RouteError(f"a dense Jacobian would take {size / 2**30:.1f} GiB")
+    jacobian = torch.empty(m, lin.image.numel(), dtype=lin.response.dtype, device=lin.image.device)
+    for i in range(m):
+        row = torch.zeros_like(lin.response)
+        row[i] = 1
+        jacobian[i] = lin.pull(row).reshape(-1)
+    device = lin.response.device
+    return Route(
+        name="rows",
+        push=lambda vector: jacobian @ vector.reshape(-1),
+        pull=lambda cotangent: (cotangent @ jacobian).reshape(shape),
+        response=lin.response,
+        running=lambda: _plain(device),
+        width=max(jacobian.shape),
+        num_products=m,
+        references=(None, lin.pull),
+    )
+
+
+ROUTES: dict[str, Callable[[Model, Linearization], Route]] = {
+    "traced": _traced,
+    "traced-forward": _traced_forward,
+    "double-backward": _kept_graph,
+    "forward-mode": _forward_mode,
+    "rows": _rows,
 }

@@ -1,13 +1,19 @@
 """A linear computation written down once, operation by operation, and replayed.
 
-J·v and Jᵀ·u are linear in v and u. Running one of them once under :class:`Recorder` notes each
-low-level operation its result depends on; whatever does not depend on the vector (the forward
-pass, masks, gains, filters) is a constant of the tape. A replay then costs the linear operations
-alone: no forward pass, no autograd bookkeeping, and nothing but tensors, so it can be batched.
+J·v and Jᵀ·u are linear in v and u. Running one of them once under a recorder notes each
+low-level operation whose result depends on the vector; everything else (the forward pass, masks,
+gains, filters) becomes a constant of the tape. A replay then costs the linear operations alone:
+no forward pass and no autograd bookkeeping. It is a pure function of tensors, so it can be batched,
+and it never sees the model again.
+
+Unlike symbolic tracers this runs real operations below autograd, where forward-mode, reverse-mode
+and second derivatives all look alike; it costs one evaluation and handles any model that can be
+differentiated at all.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,29 +22,107 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["TapeError", "record"]
+from eigenexp.operators.folding import fold
+
+__all__ = ["Tape", "TapeError", "record"]
 
 aten = torch.ops.aten
+
+# Operations that turn tensor values into Python values, on which the program may then branch.
+_READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
 
 
 class TapeError(RuntimeError):
     """A computation that cannot be written down as a fixed list of operations."""
 
 
-class Recorder(TorchDispatchMode):
-    """Note every operation that touches the vector; run all of them as usual."""
+class Tape:
+    """A recorded linear function of one tensor; calling it replays the operations.
+
+    Attributes
+    ----------
+    width
+        Largest number of values in an intermediate result.
+    cost
+        Multiplications, roughly: compares tapes, and is no time.
+    code
+        The operations as Python text, to read.
+    """
+
+    def __init__(self, graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+        nodes = [node for node in graph.nodes if node.op == "call_function"]
+        self.width = max((node.meta.get("numel", 1) for node in nodes), default=1)
+        self.cost = sum(_cost(node, constants) for node in nodes)
+        used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        self.graph = graph
+        self.constants = {name: constants[name] for name in used}
+        module = fx.GraphModule(dict.fromkeys(used, torch.empty(0)), graph)
+        for name in used:
+            # Plain attributes: a module's registered buffers take longer to look up.
+            delattr(module, name)
+            module.__dict__[name] = constants[name]
+        self.code = str(module.code)
+        self._replay: Callable[[Tensor], Tensor] = module.forward
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Return the function's value at ``vector``; call it where gradients are off."""
+        return self._replay(vector)
+
+
+def record(function: Callable[[Tensor], Tensor], vector: Tensor) -> Tape:
+    """Run ``function``, linear in its argument, once at ``vector`` and return its tape.
+
+    Raises
+    ------
+    TapeError
+        When the result does not depend on the vector through tensor operations alone.
+    """
+    recorder = _Recorder(vector)
+    with recorder:
+        result = function(vector)
+    tape = Tape(recorder.finish(result), recorder.constants)
+    if recorder.mutates:
+        return tape
+    with torch.no_grad():
+        return _shortened(tape, vector, result.detach())
+
+
+def _shortened(tape: Tape, vector: Tensor, result: Tensor) -> Tape:
+    """Return a shorter tape if there is one and it gives the same result up to rounding."""
+    shorter = fx.Graph()
+    shorter.output(shorter.graph_copy(tape.graph, {}))
+    constants = dict(tape.constants)
+    fold(shorter, constants)
+    folded = Tape(shorter, constants)
+    try:
+        difference = (folded(vector) - result).norm()
+    except RuntimeError:
+        return tape  # an operation that took the recorded memory layout for granted
+    slack = 1e3 * torch.finfo(result.dtype).eps
+    return folded if bool(difference <= slack * result.norm()) else tape
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Note every operation that reads the vector, directly or not; run all of them as usual."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The compiler, half a second's import, has no part in this.
+        return False
 
     def __init__(self, vector: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
-        # Tensors are kept alive while recording: identities are the keys.
-        self._nodes: dict[int, tuple[Tensor, fx.Node]] = {}
-        self._constant_nodes: dict[int, tuple[Tensor, fx.Node]] = {}
-        self._constant_storages: set[int] = set()
-        self._written: dict[int, Tensor] = {}
         self.mutates = False
-        self._nodes[id(vector)] = (vector, self.graph.placeholder("vector"))
+        self._vector = self.graph.placeholder("vector")
+        # Keyed by identity; the tensors are kept alive so that no identity comes up twice.
+        self._noted: dict[int, tuple[Tensor, fx.Node]] = {}
+        self._sharers: dict[int, int] = {}
+        self._frozen: dict[int, tuple[Tensor, fx.Node]] = {}
+        self._frozen_storages: set[int] = set()
+        self._written_storages: set[int] = set()
+        self._keep(vector, self._vector)
 
     def __torch_dispatch__(
         self,
@@ -49,93 +133,145 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        tracked = any(id(x) in self._nodes for x in tensors)
-        written = self._targets(func, args, kwargs) if func._schema.is_mutable else []
-        if not tracked:
-            for x in written:
-                if _storage(x) in self._constant_storages:
-                    raise TapeError(f"{func} changes a tensor that earlier operations read")
-            if any(_storage(x) in self._written for x in tensors):
-                raise TapeError(f"{func} reads a tensor through another view than was written")
+        targets = _targets(func, args, kwargs) if func._schema.is_mutable else []
+        if not any(id(x) in self._noted for x in tensors):
+            if any(_storage(x) in self._frozen_storages for x in targets):
+                raise TapeError(f"{func} changes a tensor in place that was read before")
+            if any(_storage(x) in self._written_storages for x in tensors):
+                raise TapeError(f"{func} reads another view of a tensor written in place")
             return func(*args, **kwargs)
         if func in _READS:
-            raise TapeError(f"{func} makes a plain number of a value that depends on the vector")
-        for x in written:
-            self._own(x)
+            raise TapeError(f"{func} makes a Python value of the vector's values")
+        free = {id(target): self._open(target) for target in targets}
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
+        pure = _pure_twin(func) if len(targets) == 1 and all(free.values()) else None
         result = func(*args, **kwargs)
-        node = self.graph.call_function(func, node_args, node_kwargs)
-        self._note(result, node, written)
+        if pure is not None:
+            node = self.graph.call_function(pure, node_args, node_kwargs)
+            self._keep(targets[0], _described(node, targets[0]))
+        else:
+            self.mutates = self.mutates or bool(targets)
+            node = self.graph.call_function(func, node_args, node_kwargs)
+            self._note(result, node, targets)
         return result
 
-    def _targets(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        values = [
-            args[i] if i < len(args) else kwargs.get(argument.name)
-            for i, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor)]
+    def _open(self, target: Tensor) -> bool:
+        """Make ready for a write in place; return whether no other tensor shares the values."""
+        storage = _storage(target)
+        if id(target) in self._noted:
+            return self._sharers[storage] == 1
+        if storage in self._frozen_storages or storage in self._written_storages:
+            raise TapeError("a constant is written in place that was read before")
+        # Every replay starts from the values before the write.
+        start = self._freeze(target.clone())
+        node = self.graph.call_function(aten.clone.default, (start,))
+        self._keep(target, _described(node, target))
+        self._written_storages.add(storage)
+        return True
 
-    def _own(self, target: Tensor) -> None:
-        """Give a tensor about to be written its own copy on the tape, if it was a constant."""
-        self.mutates = True
-        if id(target) in self._nodes:
-            return
-        if _storage(target) in self._constant_storages or _storage(target) in self._written:
-            raise TapeError("a tensor is written that another operation reads")
-        start = self._constant(target.clone())
-        self._nodes[id(target)] = (target, self.graph.call_function(aten.clone.default, (start,)))
-        self._written[_storage(target)] = target
+    def _keep(self, tensor: Tensor, node: fx.Node) -> None:
+        if id(tensor) not in self._noted:
+            storage = _storage(tensor)
+            self._sharers[storage] = self._sharers.get(storage, 0) + 1
+        self._noted[id(tensor)] = (tensor, node)
 
     def _node(self, tensor: Tensor) -> fx.Node:
-        if id(tensor) in self._nodes:
-            return self._nodes[id(tensor)][1]
-        if _storage(tensor) in self._written:
-            raise TapeError("a tensor is read through another view than was written")
-        return self._constant(tensor)
+        if id(tensor) in self._noted:
+            return self._noted[id(tensor)][1]
+        if _storage(tensor) in self._written_storages:
+            raise TapeError("another view is read of a tensor written in place")
+        return self._freeze(tensor)
 
-    def _constant(self, tensor: Tensor) -> fx.Node:
-        if id(tensor) not in self._constant_nodes:
+    def _freeze(self, tensor: Tensor) -> fx.Node:
+        if id(tensor) not in self._frozen:
             name = f"constant_{len(self.constants)}"
             self.constants[name] = tensor.detach()
-            self._constant_nodes[id(tensor)] = (tensor, self.graph.get_attr(name))
-            self._constant_storages.add(_storage(tensor))
-        return self._constant_nodes[id(tensor)][1]
+            self._frozen[id(tensor)] = (tensor, self.graph.get_attr(name))
+            self._frozen_storages.add(_storage(tensor))
+        return self._frozen[id(tensor)][1]
 
-    def _note(self, result: Any, node: fx.Node, written: list[Tensor]) -> None:
+    def _note(self, result: Any, node: fx.Node, targets: list[Tensor]) -> None:
         if isinstance(result, Tensor):
-            if not any(result is x for x in written):
-                self._nodes[id(result)] = (result, node)
+            if not any(result is x for x in targets):
+                self._keep(result, _described(node, result))
         elif isinstance(result, (tuple, list)):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    item = self.graph.call_function(_item, (node, i))
-                    self._nodes[id(part)] = (part, item)
+                    item = self.graph.call_function(operator.getitem, (node, i))
+                    self._keep(part, _described(item, part))
 
-    def finish(self, result: Tensor) -> fx.GraphModule:
-        if id(result) not in self._nodes:
+    def finish(self, result: Tensor) -> fx.Graph:
+        """Return the operations the result needs."""
+        if id(result) not in self._noted:
             raise TapeError("the result does not depend on the vector")
-        self.graph.output(self._nodes[id(result)][1])
+        self.graph.output(self._noted[id(result)][1])
         self.graph.eliminate_dead_code()
-        root = torch.nn.Module()
-        for name, tensor in self.constants.items():
-            root.register_buffer(name, tensor)
-        return fx.GraphModule(root, self.graph)
+        self._noted.clear()
+        self._frozen.clear()
+        if self.mutates:
+            # A replay must not write into the caller's vector.
+            with self.graph.inserting_after(self._vector):
+                copy = self.graph.call_function(aten.clone.default, (self._vector,))
+            self._vector.replace_all_uses_with(copy, lambda user: user is not copy)
+        return self.graph
 
 
-import operator
+def _described(node: fx.Node, value: Tensor) -> fx.Node:
+    node.meta["numel"] = value.numel()
+    node.meta["shape"] = value.shape
+    node.meta["dtype"] = value.dtype
+    return node
 
-_item = operator.getitem
-_READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
+
+def _targets(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors an operation writes in place."""
+    values = [
+        args[i] if i < len(args) else kwargs.get(argument.name)
+        for i, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def _pure_twin(func: Any) -> Any:
+    """Return the operation that computes what ``func`` writes into its first argument, if any."""
+    name = func._schema.name.split("::")[1]
+    if not name.endswith("_") or name in _NO_TWIN or func.namespace != "aten":
+        return None
+    return getattr(getattr(aten, name[:-1], None), func._overloadname, None)
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
-def record(function: Callable[[Tensor], Tensor], vector: Tensor) -> fx.GraphModule:
-    """Run ``function`` once and return its tape."""
-    recorder = Recorder(vector)
-    with recorder:
-        result = function(vector)
-    return recorder.finish(result)
+# Their twins cannot be batched, or do not exist as one operation.
+_NO_TWIN = {"copy_"}
+
+_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default}
+# A pass over memory costs about as much as this many multiplications a value.
+_PASS = 4
+
+
+def _cost(node: fx.Node, constants: dict[str, Tensor]) -> int:
+    numel = int(node.meta.get("numel", 0))
+    if node.target in (aten.convolution.default, aten.convolution_backward.default):
+        weight = node.args[1 if node.target is aten.convolution.default else 2]
+        values = node.meta if node.target is aten.convolution.default else _meta(node.args[0])
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            kernel = constants[str(weight.target)]
+            return int(values.get("numel", 0)) * (kernel.numel() // kernel.shape[0])
+    if node.target in _PRODUCTS:
+        left = node.args[-2]
+        if isinstance(left, fx.Node):
+            shape = (
+                constants[str(left.target)].shape
+                if left.op == "get_attr"
+                else _meta(left).get("shape", (1,))
+            )
+            return numel * int(shape[-1])
+    return _PASS * numel
+
+
+def _meta(node: Any) -> dict[str, Any]:
+    return node.meta if isinstance(node, fx.Node) else {}

@@ -1,0 +1,131 @@
+"""Products of whole blocks of columns from products of single vectors."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eigenexp.operators.routes import Route
+
+__all__ = ["Blocks"]
+
+Function = Callable[[Tensor], tuple[Tensor, ...]]
+
+# Values of the largest intermediate result over all columns of a batch. On a CPU a batch pays
+# while it stays in the cache (it saves the cost of calling, not of computing); an accelerator
+# wants much work at once.
+CPU_BATCH_VALUES = 2**17
+ACCELERATOR_BATCH_VALUES = 2**26
+
+
+class Blocks:
+    """Applies functions of one vector to the rows of a batch, several at once where it pays.
+
+    Parameters
+    ----------
+    route
+        Where the products come from.
+    vector, cotangent
+        Examples of what ``push`` and ``pull`` take.
+    chunk_size
+        Rows at once; ``None`` to choose by the size of the intermediate results. One by one
+        whatever is asked where the operations of this model cannot be batched.
+
+    Attributes
+    ----------
+    chunk_size
+        Rows at once; halved, with a warning, whenever memory runs out.
+    num_products
+        Products spent on finding out whether batches work.
+    """
+
+    def __init__(
+        self, route: Route, vector: Tensor, cotangent: Tensor, chunk_size: int | None
+    ) -> None:
+        self._route = route
+        self.chunk_size = 1
+        self.num_products = 0
+        if route.width == 0:
+            return
+        on_cpu = vector.device.type == "cpu"
+        budget = CPU_BATCH_VALUES if on_cpu else ACCELERATOR_BATCH_VALUES
+        wanted = max(1, budget // route.width) if chunk_size is None else chunk_size
+        if wanted > 1:
+            self.num_products = 6
+            if _batches(route, route.push, vector) and _batches(route, route.pull, cotangent):
+                self.chunk_size = wanted
+
+    def apply(self, function: Function, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return ``function`` of each row: tensors ``(b, ...)`` for ``rows`` ``(b, ...)``."""
+        parts = list(self.iterate(function, len(rows), lambda start, stop: rows[start:stop]))
+        if len(parts) == 1:
+            return parts[0]
+        return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+
+    def iterate(
+        self, function: Function, count: int, rows: Callable[[int, int], Tensor]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the results of one chunk after the other; ``rows(start, stop)`` makes a chunk."""
+        done = 0
+        while done < count:
+            size = min(self.chunk_size, count - done)
+            try:
+                with self._route.running():
+                    chunk = rows(done, done + size)
+                    results = _call(function, chunk.clone() if chunk.is_inference() else chunk)
+            except RuntimeError as error:
+                if size == 1 or not _out_of_memory(error):
+                    raise
+                self._halve(size)
+                continue
+            done += size
+            yield results
+
+    def _halve(self, size: int) -> None:
+        warnings.warn(
+            f"memory ran out with {size} columns at once; going on with {size // 2} (pass "
+            f"chunk_size={size // 2} to start there)",
+            stacklevel=2,
+        )
+        self.chunk_size = size // 2
+
+
+def _call(function: Function, chunk: Tensor) -> tuple[Tensor, ...]:
+    if len(chunk) > 1:
+        batched: tuple[Tensor, ...] = torch.func.vmap(function)(chunk)
+        return batched
+    return tuple(result.detach()[None] for result in function(chunk[0]))
+
+
+def _batches(route: Route, product: Callable[[Tensor], Tensor], vector: Tensor) -> bool:
+    """Whether ``product`` gives the same, up to rounding, for two rows at once."""
+    rows = torch.stack([vector, vector.flip(0) - 2 * vector])
+    try:
+        with route.running(), _no_slow_batches():
+            together = torch.func.vmap(product)(rows)
+            apart = torch.stack([product(row) for row in rows])
+    except RuntimeError:
+        return False
+    slack = 1e4 * torch.finfo(apart.dtype).eps
+    return bool((together - apart).norm() <= slack * apart.norm())
+
+
+@contextlib.contextmanager
+def _no_slow_batches() -> Iterator[None]:
+    """Let operations that can only be batched by a slow loop raise instead of warn."""
+    functorch: Any = torch._C._functorch
+    enabled = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(enabled)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
