@@ -22,10 +22,7 @@ def exact_spectrum(jacobian: Tensor, image_shape: tuple[int, ...], tol: float) -
     λmax·eps². The decomposition runs in float64.
     """
     m, n = jacobian.shape
-    wide = jacobian.to(torch.float64)
-    if m > n:
-        wide = torch.linalg.qr(wide, "r").R  # n × n with the same singular values and right vectors
-    _, singular, rows = torch.linalg.svd(wide, full_matrices=True)
+    singular, rows = _right_singular(jacobian.to(torch.float64))
     values = torch.zeros(n, dtype=torch.float64, device=jacobian.device)
     values[: len(singular)] = singular.square()
     scale = float(values[0])
@@ -47,6 +44,20 @@ def exact_spectrum(jacobian: Tensor, image_shape: tuple[int, ...], tol: float) -
         null_space_dimension=max(n - m, 0),
         method="exact",
     )
+
+
+def _right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return singular values ``(min(m, n),)`` and all right singular vectors ``(n, n)``, as rows.
+
+    A triangular factor with the same ones is decomposed in place of a matrix that is not square.
+    """
+    m, n = matrix.shape
+    if m >= n:
+        _, singular, rows = torch.linalg.svd(torch.linalg.qr(matrix, "r").R)
+        return singular, rows
+    basis, triangle = torch.linalg.qr(matrix.T, "complete")
+    _, singular, rows = torch.linalg.svd(triangle[:m].T)
+    return singular, torch.cat([rows @ basis[:, :m].T, basis[:, m:].T])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from eigenexp.decompositions import assemble, exact_spectrum, randomized_spectru
 from eigenexp.eigensolvers import Progress, make_solver, multiply
 from eigenexp.errors import InputError, InputTypeError
 from eigenexp.orthogonal_iteration import End, OrthogonalIteration, RitzPairs
-from eigenexp.spectrum import PairStatus, Spectrum
+from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 from eigenexp.synthesis import Synthesis
 from eigenexp.synthesis_checks import LoadWarning
 from eigenexp.synthesis_files import examine_saved_synthesis
@@ -342,10 +342,20 @@ class Eigendistortion(Synthesis):
             warnings.warn(
                 f"{len(rows)} of {len(spectrum)} pairs are {what}, the worst index "
                 f"{worst['index']}: λ = {worst['eigenvalue']:.4g} with ‖Fv − λv‖ = "
-                f"{worst['residual']:.3g} (λmax = {spectrum.scale:.4g}); call synthesize again to "
-                "go on, with a larger max_iter, or use method='auto'",
+                f"{worst['residual']:.3g} (λmax = {spectrum.scale:.4g}); {_remedy(spectrum)}",
                 stacklevel=4,
             )
+
+
+def _remedy(spectrum: Spectrum) -> str:
+    if spectrum.method == "power":
+        return (
+            "call synthesize again to go on, with a larger max_iter and a smaller stop_criterion, "
+            "or use method='auto'"
+        )
+    if spectrum.stop_reason is StopReason.RUNNING:
+        return "call synthesize again to go on"
+    return spectrum.stop_reason.message
 
 
 def _take(spectrum: Spectrum, places: list[int]) -> Spectrum:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eigenexp import synthesis_checks, synthesis_files
 from eigenexp.decompositions import residual_status
-from eigenexp.errors import InputError
+from eigenexp.errors import InputError, ModelError
 from eigenexp.operators import FisherOperator
 from eigenexp.orthogonal_iteration import OrthogonalIteration, RitzPairs
 from eigenexp.spectrum import Spectrum, StopReason
@@ -93,7 +93,7 @@ class Synthesis:
     def operator(self) -> FisherOperator:
         """F at the picture; linearised when first needed."""
         if self._operator is None:
-            self._operator = FisherOperator(self._model, self._image)
+            self._operator = _linearise(self._model, self._image)
         return self._operator
 
     @property
@@ -263,3 +263,24 @@ class Synthesis:
             self, content, raise_on_checks, tensor_equality_atol, tensor_equality_rtol
         )
         synthesis_checks.adopt(self, content)
+
+
+def _linearise(model: Callable[[Tensor], Any], image: Tensor) -> FisherOperator:
+    """Return F; a zero one is an answer here (every eigenvalue is 0), said in a warning."""
+    try:
+        return FisherOperator(model, image)
+    except ModelError:
+        operator = FisherOperator(model, image, check=False)
+        m, n = operator.jacobian.shape
+        probe = torch.Generator().manual_seed(0)
+        forward = torch.randn(n, 1, generator=probe, dtype=torch.float64).to(image)
+        backward = torch.randn(m, 1, generator=probe, dtype=torch.float64).to(image)
+        jacobian = operator.jacobian
+        if jacobian.matmat(forward).any() or jacobian.rmatmat(backward).any():
+            raise
+        warnings.warn(
+            "model: expected a response that changes with the picture, got a zero Jacobian; every "
+            "eigenvalue is 0",
+            stacklevel=2,
+        )
+        return operator
