@@ -22,7 +22,7 @@ class FisherOperator(Fisher):
         The model, or a :class:`JacobianOperator` already made.
     image
         The picture; left out when ``model`` is a ``JacobianOperator``.
-    route, chunk_size, check
+    route, chunk_size, check, allow_zero
         As for :class:`JacobianOperator`.
 
     Attributes
@@ -45,6 +45,7 @@ class FisherOperator(Fisher):
         route: str = "auto",
         chunk_size: int | None = None,
         check: bool = True,
+        allow_zero: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(model, JacobianOperator):
@@ -57,7 +58,12 @@ class FisherOperator(Fisher):
             if image is None:
                 raise InputError("image: expected a picture tensor beside the model, got None")
             self.jacobian = JacobianOperator(
-                model, image, route=route, chunk_size=chunk_size, check=check
+                model,
+                image,
+                route=route,
+                chunk_size=chunk_size,
+                check=check,
+                allow_zero=allow_zero,
             )
         m, n = self.jacobian.shape
         self.shape = (n, n)

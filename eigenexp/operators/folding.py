@@ -118,8 +118,8 @@ def _step(node: fx.Node) -> fx.Node | None:
 
 
 def _factor(chain: list[fx.Node], source: fx.Node, constants: dict[str, Tensor]) -> Tensor | None:
-    like = next(iter(constants.values()))
-    ones = torch.ones(source.meta["shape"], dtype=source.meta["dtype"], device=like.device)
+    meta = source.meta
+    ones = torch.ones(meta["shape"], dtype=meta["dtype"], device=meta["device"])
     values: dict[fx.Node, Any] = {source: ones}
 
     def value(argument: Any) -> Any:

@@ -40,6 +40,8 @@ class JacobianOperator(Jacobian):
     check
         Whether to check, once, that the model is not random, and that the products of the route
         are finite, repeatable and adjoint (⟨JV, U⟩ = ⟨V, JᵀU⟩). Costs about ten forward passes.
+    allow_zero
+        Whether a zero Jacobian is taken; otherwise it is an error, being nearly always a mistake.
 
     Attributes
     ----------
@@ -77,6 +79,7 @@ class JacobianOperator(Jacobian):
         route: str = "auto",
         chunk_size: int | None = None,
         check: bool = True,
+        allow_zero: bool = False,
     ) -> None:
         super().__init__()
         if route != "auto" and route not in ROUTES:
@@ -87,7 +90,9 @@ class JacobianOperator(Jacobian):
         self.dtype = self.image.dtype
         self.device = self.image.device
         self.image_shape = tuple(self.image.shape[1:]) or (self.image.numel(),)
-        self._route, spent = choose_route(model, self.image, route, check=check)
+        self._route, spent = choose_route(
+            model, self.image, route, check=check, allow_zero=allow_zero
+        )
         self.response = self._route.response
         self.shape = (self.response.numel(), self.image.numel())
         self._blocks = Blocks(self._route, self.image, self.response, chunk_size)

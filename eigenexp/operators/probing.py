@@ -98,23 +98,21 @@ def _module_state(model: Model) -> Iterator[None]:
     if not isinstance(model, torch.nn.Module):
         yield
         return
-    tensors = [*model.parameters(), *model.buffers()]
-    kept = [(tensor, tensor.detach(), _version(tensor)) for tensor in tensors]
-    # Running statistics are small; weights that change in a forward pass are not met in practice.
-    copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
+    kept = [(tensor, tensor.detach()) for tensor in (*model.parameters(), *model.buffers())]
+    # Running statistics are small, and their kernels do not mark them as changed. Weights that
+    # are written in place by a forward pass are not met in practice.
+    copies = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for tensor, alias, version in kept:
+            for tensor, alias in kept:
                 if tensor.data_ptr() != alias.data_ptr():
                     tensor.data = alias
-                elif id(tensor) in copies and _version(tensor) != version:
-                    tensor.copy_(copies[id(tensor)])
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+            for buffer, copy in copies:
+                if not torch.equal(buffer, copy):
+                    # Through .data: a kept graph may hold the buffer, as it is put back to be.
+                    buffer.data.copy_(copy)
 
 
 class Linearization:

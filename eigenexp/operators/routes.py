@@ -85,33 +85,41 @@ class Route:
 
 
 def choose_route(
-    model: Model, image: Tensor, name: str = "auto", *, check: bool = True
+    model: Model,
+    image: Tensor,
+    name: str = "auto",
+    *,
+    check: bool = True,
+    allow_zero: bool = False,
 ) -> tuple[Route, int]:
     """Return the first route that works for ``model`` at ``image``, and the products it took.
 
     Raises
     ------
     ModelError
-        When the model has no usable derivative by any route, or by the one named.
+        When the model has no usable derivative by any route, or by the one named; when its
+        Jacobian is zero, unless ``allow_zero``.
     """
     failures: dict[str, str] = {}
     spent = 0
     with undisturbed(model, image.device):
         lin = linearize(model, image, check=check)
-        probe = _Probe(lin)
+        probe = _Probe(lin, allow_zero=allow_zero)
         for candidate in [name] if name != "auto" else ROUTES:
             try:
                 route = ROUTES[candidate](model, lin)
                 spent += route.num_products
                 if check:
                     spent += probe.check(route)
+            except _RouteError as error:
+                failures[candidate] = str(error)
             except (torch.OutOfMemoryError, ModelError):
                 raise
             except Exception as error:
                 failures[candidate] = summary(error)
-                continue
-            # The references hold the autograd graphs, which a tape no longer needs.
-            return replace(route, references=(None, None)), spent
+            else:
+                # The references hold the autograd graphs, which a tape no longer needs.
+                return replace(route, references=(None, None)), spent
     reasons = dict.fromkeys(failures.values())
     raise ModelError(
         "model: expected a response differentiable in the picture, got "
@@ -119,14 +127,15 @@ def choose_route(
     )
 
 
-class _RouteError(Exception):
-    """A route whose products are wrong."""
+class _RouteError(ModelError):
+    """A route that this model does not allow."""
 
 
 class _Probe:
     """Random vectors of its own generator, and what the products of a route must satisfy."""
 
-    def __init__(self, lin: Linearization, seed: int = 0) -> None:
+    def __init__(self, lin: Linearization, seed: int = 0, *, allow_zero: bool = False) -> None:
+        self.allow_zero = allow_zero
         generator = torch.Generator().manual_seed(seed)
 
         def draw(like: Tensor) -> Tensor:
@@ -148,7 +157,7 @@ class _Probe:
         for name, product in products.items():
             if not bool(torch.isfinite(product).all()):
                 raise _RouteError(f"{name} holds NaN or inf; look for sqrt(0), 0/0 or abs(0) in it")
-        if not bool(forward.any()) and not bool(adjoint.any()):
+        if not self.allow_zero and not bool(forward.any()) and not bool(adjoint.any()):
             raise ModelError(
                 "model: expected a response that changes with the picture, got a zero Jacobian; "
                 "look for rounding, thresholds or saturated units at this picture"
@@ -209,7 +218,11 @@ def _dual_numbers(model: Model, lin: Linearization) -> Product:
     def push(vector: Tensor) -> Tensor:
         with fwad.dual_level():
             dual = fwad.make_dual(image, vector)  # type: ignore[no-untyped-call]
-            _, tangent = fwad.unpack_dual(respond(model, dual))  # type: ignore[no-untyped-call]
+            try:
+                response = respond(model, dual)
+            except ModelError as error:
+                raise _RouteError(summary(error.__cause__ or error)) from error
+            _, tangent = fwad.unpack_dual(response)  # type: ignore[no-untyped-call]
         return torch.zeros_like(lin.response) if tangent is None else tangent
 
     return push

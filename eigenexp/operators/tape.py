@@ -122,7 +122,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._frozen: dict[int, tuple[Tensor, fx.Node]] = {}
         self._frozen_storages: set[int] = set()
         self._written_storages: set[int] = set()
-        self._keep(vector, self._vector)
+        self._keep(vector, _described(self._vector, vector))
 
     def __torch_dispatch__(
         self,
@@ -220,6 +220,7 @@ def _described(node: fx.Node, value: Tensor) -> fx.Node:
     node.meta["numel"] = value.numel()
     node.meta["shape"] = value.shape
     node.meta["dtype"] = value.dtype
+    node.meta["device"] = value.device
     return node
 
 
