@@ -42,8 +42,8 @@ _MESSAGES = {
     StopReason.RUNNING: "not finished: the values are the best so far; go on to let them converge",
     StopReason.CONVERGED: "every wanted pair is converged and verified to be extremal",
     StopReason.UNVERIFIED: (
-        "every residual is at most tol, but the proof that no pair was missed costs more products "
-        "than are granted; raise verification_products for certainty"
+        "every residual is at most tol, but no search for missed pairs was made; grant "
+        "verification_products"
     ),
     StopReason.MAX_PRODUCTS: (
         "the budget of products is spent before every pair converged; raise max_products or tol, "

@@ -64,6 +64,8 @@ class Power(SubspaceSolver):
         space = self._space
         if self._num_checks > 0 and space.num_frontier > 0 and space.room > 0:
             return [self._heaviest_row()]  # polish: residuals are at the level of tol already
+        # An image inside the space adds no row: the frontier may be shorter than the block was.
+        self._block_left = min(self._block_left, space.num_frontier)
         if self._block_left == 0:
             self._next_block()
         count = min(width, self._block_left)

@@ -58,8 +58,10 @@ class SubspaceSolver(Eigensolver):
         Most vectors stored (n numbers each). More of them save products at the bottom, where
         restarts hurt, and cost memory and arithmetic. Never less than the wanted pairs need.
     verification_products
-        Most products spent on verification before the result is called unverified; by default
-        15, or a quarter of the search where that is more. The final check is not limited.
+        Most products spent on the random search for missed pairs; by default 15, or a quarter of
+        the search where that is more. When they are spent, nothing found and the chance of a miss
+        not yet bounded, the pairs are converged and the spectrum's notes say how they were
+        verified. 0 leaves them unverified. The final check is not limited.
     """
 
     def __init__(
@@ -285,6 +287,14 @@ class SubspaceSolver(Eigensolver):
         limit = self._limit
         late = max(pair.residual for pair in self._checked)
         if late <= limit:
+            for end in self._ends:
+                if not self._is_verified[end] and self._verification_used > 0:
+                    self._is_verified[end] = True
+                    self._notes.append(
+                        f"{end}: a fresh random search of {self._verification_used} products found "
+                        "no pair beyond; raise verification_products for a bound on the chance "
+                        "that one was missed"
+                    )
             verified = all(self._is_verified[end] for end in self._ends)
             self._stop_reason = StopReason.CONVERGED if verified else StopReason.UNVERIFIED
             return
