@@ -20,32 +20,32 @@ if TYPE_CHECKING:
 __all__ = ["Adjoint", "ColumnCounter", "Fisher", "Jacobian"]
 
 
-class ColumnCounter:
-    """Counts columns that are not all zero (zeros are padding), without waiting for a device.
+def count_columns(block: Tensor) -> Tensor:
+    """Return the number of columns of ``block`` ``(n, b)`` that are not all zero, on its device."""
+    return block.any(dim=0).sum()
 
-    The count is kept on the vectors' own device and read only when somebody asks.
-    """
+
+class ColumnCounter:
+    """Adds up counts that are still on a device, without waiting for it before somebody asks."""
 
     def __init__(self) -> None:
         self._read = 0
-        self._unread: Tensor | None = None
+        self._unread: list[Tensor] = []
 
-    def add(self, block: Tensor) -> None:
-        """Count the non-zero columns of ``block`` ``(n, b)``."""
-        with torch.inference_mode(False), torch.no_grad():
-            new = block.any(dim=0).sum()
-            self._unread = new if self._unread is None else self._unread + new
-
-    def add_columns(self, number: int) -> None:
-        """Count ``number`` columns."""
-        self._read += number
+    def add(self, count: Tensor | int) -> None:
+        """Add a count."""
+        if isinstance(count, int):
+            self._read += count
+            return
+        self._unread.append(count)
+        if len(self._unread) > 1000:
+            self._unread = [torch.stack(self._unread).sum()]
 
     @property
     def count(self) -> int:
-        """Columns counted so far."""
-        if self._unread is not None:
-            self._read += int(self._unread)
-            self._unread = None
+        """The sum so far."""
+        self._read += sum(int(count) for count in self._unread)
+        self._unread = []
         return self._read
 
 
@@ -131,13 +131,13 @@ class Jacobian(_Operator):
     def matmat(self, block: Tensor) -> Tensor:
         """Return J·V, ``(m, b)``, for ``block`` V of shape ``(n, b)``."""
         block = self._block(block, self.shape[1], "block")
-        self._jvps.add(block)
+        self._jvps.add(count_columns(block))
         return self._matmat(block)
 
     def rmatmat(self, block: Tensor) -> Tensor:
         """Return Jᵀ·U, ``(n, b)``, for ``block`` U of shape ``(m, b)``."""
         block = self._block(block, self.shape[0], "block")
-        self._vjps.add(block)
+        self._vjps.add(count_columns(block))
         return self._rmatmat(block)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -160,10 +160,10 @@ class Jacobian(_Operator):
         """Return J as a ``scipy.sparse.linalg.LinearOperator`` over NumPy arrays."""
         return self._over_arrays(self.matmat, self.rmatmat)
 
-    def _fisher(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(JᵀJ V, J V)`` for a checked block."""
-        self._jvps.add(block)
-        self._vjps.add(block)
+    def _fisher(self, block: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(JᵀJ V, J V)`` for a checked block of ``count`` columns."""
+        self._jvps.add(count)
+        self._vjps.add(count)
         return self._products(block)
 
     def _products(self, block: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,8 +228,9 @@ class Fisher(_Operator):
         ``F V`` is ``(n, b)``; ``J V`` is ``(m, b)``, or None where there is no J.
         """
         block = self._block(block, self.shape[1], "block")
-        self._counter.add(block)
-        return self._apply(block)
+        count = count_columns(block)
+        self._counter.add(count)
+        return self._apply(block, count)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Return F·V for V of shape ``(n,)`` or ``(n, b)``, in the same shape."""
@@ -245,4 +246,4 @@ class Fisher(_Operator):
         return self._over_arrays(self.__matmul__, self.__matmul__)
 
     @abc.abstractmethod
-    def _apply(self, block: Tensor) -> tuple[Tensor, Tensor | None]: ...
+    def _apply(self, block: Tensor, count: Tensor) -> tuple[Tensor, Tensor | None]: ...

@@ -93,10 +93,10 @@ class DenseOperator(Fisher):
             self._matrix = jacobian.T @ jacobian
         return self._matrix
 
-    def _apply(self, block: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _apply(self, block: Tensor, count: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._jacobian is None:
             return self.to_dense() @ block, None
-        return self._jacobian._fisher(block)
+        return self._jacobian._fisher(block, count)
 
 
 class DenseJacobian(Jacobian):

@@ -95,5 +95,5 @@ class FisherOperator(Fisher):
         jacobian = self.jacobian.to_dense()
         return jacobian.T @ jacobian
 
-    def _apply(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        return self.jacobian._fisher(block)
+    def _apply(self, block: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        return self.jacobian._fisher(block, count)

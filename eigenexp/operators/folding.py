@@ -37,7 +37,15 @@ _SCALINGS = {
     aten.hardsigmoid_backward.default,
 }
 _COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh.default}
-_VIEWS = {aten.view.default, aten._unsafe_view.default}
+# All the same values in the same order: reshapes to the shape recorded.
+_VIEWS = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+}
 
 
 def fold(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
@@ -47,6 +55,7 @@ def fold(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
     _drop_copies(graph)
     _merge_scalings(graph, constants)
     graph.eliminate_dead_code()
+    _merge_views(graph)
 
 
 def _drop_copies(graph: fx.Graph) -> None:
@@ -54,9 +63,25 @@ def _drop_copies(graph: fx.Graph) -> None:
         if node.target in _COPIES and isinstance(node.args[0], fx.Node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target in _VIEWS:
-            # Without the copies a layout may differ from the one recorded: reshape takes any.
-            node.target = aten.reshape.default
+
+
+def _merge_views(graph: fx.Graph) -> None:
+    # Without the copies a layout may differ from the one recorded: reshape takes any.
+    for node in list(graph.nodes):
+        source = node.args[0] if node.target in _VIEWS else None
+        if not isinstance(source, fx.Node) or "shape" not in node.meta:
+            continue
+        if source.meta.get("shape") == node.meta["shape"]:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+            continue
+        node.target = aten.reshape.default
+        node.args = (source, list(node.meta["shape"]))
+        node.kwargs = {}
+        if source.target is aten.reshape.default:
+            node.args = (source.args[0], node.args[1])
+            if not source.users:
+                graph.erase_node(source)
 
 
 def _merge_scalings(graph: fx.Graph, constants: dict[str, Tensor]) -> None:

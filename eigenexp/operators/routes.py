@@ -109,8 +109,7 @@ def choose_route(
             try:
                 route = ROUTES[candidate](model, lin)
                 spent += route.num_products
-                if check:
-                    spent += probe.check(route)
+                spent += probe.check(route) if check else probe.run(route)
             except _RouteError as error:
                 failures[candidate] = str(error)
             except (torch.OutOfMemoryError, ModelError):
@@ -146,6 +145,13 @@ class _Probe:
         eps = torch.finfo(lin.response.dtype).eps
         # Accelerators multiply float32 in reduced precision where the user allows it.
         self.slack = 2e3 * eps if lin.response.device.type == "cpu" else max(2e3 * eps, 1e-3)
+
+    def run(self, route: Route) -> int:
+        """Raise if a product cannot be computed at all."""
+        with route.running():
+            route.push(self.vector)
+            route.pull(self.cotangent)
+        return 2
 
     def check(self, route: Route) -> int:
         """Raise unless the products repeat, are finite, adjoint and not all zero."""
@@ -189,9 +195,15 @@ class _Probe:
 # -- the routes ------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
+def _plain(device: torch.device) -> AbstractContextManager[object]:
     """Arithmetic without gradients, whatever mode the caller is in."""
+    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
+        return _sheltered(device)
+    return torch.no_grad()
+
+
+@contextlib.contextmanager
+def _sheltered(device: torch.device) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),

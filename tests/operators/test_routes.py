@@ -120,6 +120,14 @@ def test_the_route_found_is_found_again(name):
     assert torch.equal(one @ v, two @ v)
 
 
+@pytest.mark.parametrize("name", ["conv net", "once differentiable", "custom forward mode"])
+def test_unchecked_operators_take_a_route_that_runs(name):
+    model, image = build(name)
+    operator = JacobianOperator(model, image, check=False)
+    assert operator.route == CASES[name].route
+    close(operator.to_dense(), dense_jacobian(model, image))
+
+
 def test_a_wrong_derivative_is_refused():
     class Wrong(torch.autograd.Function):
         @staticmethod

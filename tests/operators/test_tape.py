@@ -1,7 +1,5 @@
 """Tapes: what they write down, what they leave out, what they refuse."""
 
-import operator
-
 import pytest
 import torch
 from torch import nn
@@ -13,34 +11,29 @@ from tests.operators.zoo import build
 MATRIX = torch.arange(12.0).reshape(3, 4)
 
 
-def calls(tape):
-    return [
-        str(node.target)
-        for node in tape.graph.nodes
-        if node.op == "call_function" and node.target is not operator.getitem
-    ]
-
-
 def test_constants_are_not_computed_again():
     def function(v):
         gain = MATRIX.exp().sum(0).sqrt() + 1
         return MATRIX @ (v / gain)
 
     tape = record(function, torch.ones(4))
-    assert calls(tape) == ["aten.div.Tensor", "aten.mv.default"]
+    assert tape.operations == (
+        "aten.div.Tensor",
+        "aten.mv.default",
+    )
     v = torch.tensor([1.0, -2.0, 0.5, 3.0])
     torch.testing.assert_close(tape(v), function(v))
 
 
 def test_operations_without_effect_on_the_result_are_dropped():
     tape = record(lambda v: (v.sin(), MATRIX @ v)[1], torch.ones(4))
-    assert calls(tape) == ["aten.mv.default"]
+    assert tape.operations == ("aten.mv.default",)
 
 
 def test_scalings_in_a_row_become_one():
     gain = torch.tensor([1.0, 2.0, 4.0, -8.0])
     tape = record(lambda v: -(v * gain / gain.exp()) * 3, torch.ones(4))
-    assert calls(tape) == ["aten.mul.Tensor"]
+    assert tape.operations == ("aten.mul.Tensor",)
     v = torch.tensor([3.0, 1.0, 2.0, 5.0])
     torch.testing.assert_close(tape(v), -(v * gain / gain.exp()) * 3)
 
@@ -77,7 +70,7 @@ def test_batch_norm_backward_becomes_a_multiplication():
     model, image = build("conv net")
     route, _ = choose_route(model, image)
     for tape in (route.push, route.pull):
-        assert not any("batch_norm" in call or "threshold" in call for call in calls(tape))
+        assert not any("batch_norm" in call or "threshold" in call for call in tape.operations)
 
 
 def test_writes_in_place_start_afresh_in_every_replay():
