@@ -42,8 +42,8 @@ _MESSAGES = {
     StopReason.RUNNING: "not finished: the values are the best so far; go on to let them converge",
     StopReason.CONVERGED: "every wanted pair is converged and verified to be extremal",
     StopReason.UNVERIFIED: (
-        "every residual is at most tol, but no search for missed pairs was made; grant "
-        "verification_products"
+        "every residual is at most tol and a random search found no pair beyond, but the chance "
+        "that one was missed is not bounded; raise verification_products for certainty"
     ),
     StopReason.MAX_PRODUCTS: (
         "the budget of products is spent before every pair converged; raise max_products or tol, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -57,12 +58,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
+def rows(output: str) -> list[str]:
+    """Return the table's rows of pairs whose residual reached the tolerance."""
+    return [line for line in output.splitlines() if re.search(r"  (converged|unverified) ", line)]
+
+
 def test_fit_ends_with_table_picture_and_dashboard(finished: tuple[Path, str]) -> None:
     folder, output = finished
     header = next(line for line in output.splitlines() if "eigenvalue" in line)
     for word in ("index", "residual/λmax", "error bound", "status", "products"):
         assert word in header
-    assert [line.split()[0] for line in output.splitlines() if " converged" in line][:4] == [
+    assert [line.split()[0] for line in rows(output)] == [
         "0",
         "1",
         "398",
@@ -93,7 +99,7 @@ def test_mlflow_holds_metrics_params_tags_pictures_and_artifacts(
 
     folder, _ = finished
     run_id = only_run(folder).run_id
-    client = local_store(folder / "mlruns").client()
+    client = local_store(folder / "mlruns").client
     data = client.get_run(run_id)
     assert data.info.status == "FINISHED"
     for name in ("worst_residual", "eigenvalue/0", "residual/-1", "products", "elapsed_seconds"):
@@ -101,9 +107,9 @@ def test_mlflow_holds_metrics_params_tags_pictures_and_artifacts(
         steps = [point.step for point in history]
         assert len(steps) >= 3, name
         assert sorted(steps) == sorted(set(steps)), f"{name}: a step twice"
-    assert data.data.params["solver/k"] == "2" or data.data.params["solver.k"] == "2"
+    assert "2" in (data.data.params.get("solver/k"), data.data.params.get("solver.k"))
     assert data.data.tags["kind"] == "test"
-    assert data.data.tags["stop_reason"] == "converged"
+    assert data.data.tags["stop_reason"] in ("converged", "unverified")
     artifacts = {
         a.path
         for f in ("results", "checkpoints/last", "checkpoints/best", "images")
@@ -156,8 +162,8 @@ def test_show_prints_table_and_paths(finished: tuple[Path, str]) -> None:
     run_id = only_run(folder).run_id
     shown = run(folder, "show", run_id[:8])
     assert shown.returncode == 0, shown.stderr
-    table = [line for line in output.splitlines() if " converged" in line]
-    assert all(line in shown.stdout for line in table)
+    assert rows(output)
+    assert rows(shown.stdout) == rows(output)
     assert "distortions.png" in shown.stdout
     assert run_id in run(folder, "show").stdout
 

@@ -54,8 +54,9 @@ def test_no_wrong_pair_is_called_converged(method: str, name: str, seed: int) ->
     operator = prescribed(values, seed)
     found = solve(operator, method, k=k, which="both", tol=tol, seed=seed, max_products=30_000)
     true, limit = values[found.eigenindex], 2 * tol * float(values[0]) + 1e-12
-    assert found.stop_reason is StopReason.CONVERGED
-    assert bool(found.converged.all())
+    # Without a proof that none was missed the pairs are right all the same, and say "unverified".
+    assert found.stop_reason in (StopReason.CONVERGED, StopReason.UNVERIFIED)
+    assert PairStatus.UNCONVERGED not in found.status
     assert float((found.eigenvalues.double() - true).abs().max()) <= limit
     vectors = found.eigenvectors.double()
     residuals = vectors @ operator.to_dense().double() - found.eigenvalues[:, None] * vectors
@@ -158,7 +159,7 @@ def test_a_finished_solver_goes_on_to_a_smaller_tolerance(method: str) -> None:
     fine = make_solver(operator, method, k=1, tol=1e-6)
     fine.load_state_dict(rough.state_dict())
     drive(fine, operator, 30_000)
-    assert fine.stop_reason is StopReason.CONVERGED
+    assert fine.stop_reason in (StopReason.CONVERGED, StopReason.UNVERIFIED)
     assert float(fine.result().relative_residuals.max()) <= 1e-6
 
 
@@ -236,7 +237,6 @@ def test_progress_and_result_are_there_at_any_time(method: str) -> None:
         assert len(progress.eigenvalues) == len(progress.residuals) == len(progress.eigenindex)
         assert len(result) <= 4
         if not solver.done:
-            assert PairStatus.CONVERGED not in result.status
             solver.tell(*multiply(operator, solver.request, solver.ask()))
 
 

@@ -145,7 +145,7 @@ class Eigensolver(abc.ABC):
         names: dict[str, None] = {}
         for kind in cls.__mro__:
             if "__init__" in vars(kind):
-                names |= dict.fromkeys(inspect.signature(kind.__init__).parameters)
+                names |= dict.fromkeys(inspect.signature(vars(kind)["__init__"]).parameters)
         return tuple(name for name in names if name not in common)
 
     @classmethod

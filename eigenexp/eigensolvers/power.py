@@ -24,9 +24,9 @@ class Power(SubspaceSolver):
 
     One product a column an iteration, with Rayleigh-Ritz on each block. The schedule: with
     ``which="both"`` the top block is iterated until it converges and is then set aside (the bottom
-    block stays orthogonal to it), with σ = λmax. With ``which="bottom"`` a single vector is iterated
-    until λmax is known to a tenth, and σ is that with its residual added. The bottom block starts
-    from random vectors, not from F times them, which would have no part in the null space.
+    block stays orthogonal to it), with σ ≥ λmax. With ``which="bottom"`` a single vector is
+    iterated until λmax is known to a tenth, and σ is that with its residual added. The bottom
+    block starts from random vectors, not from F times them, which have no part in the null space.
 
     Parameters
     ----------
@@ -44,6 +44,8 @@ class Power(SubspaceSolver):
         super().__init__(n, verification_products=verification_products, **settings)
         self._stage = "top" if self.settings.which != "bottom" else "scale"
         self._num_locked = 0
+        self._lambda_max = 0.0
+        self._shift = 0.0
         self._block_left = 0
 
     def _default_basis_size(self) -> int:
@@ -54,6 +56,10 @@ class Power(SubspaceSolver):
     def block_size(self) -> int:
         """Largest number of columns ``ask`` ever returns."""
         return self.settings.k
+
+    @property
+    def _scale(self) -> float:
+        return max(super()._scale, self._lambda_max)
 
     @property
     def _width(self) -> int:
@@ -93,10 +99,8 @@ class Power(SubspaceSolver):
         q, m = space.size, space.num_imaged
         images = space.coefficients[:q, locked:m].clone()  # F X in the rows of the space
         if self._stage == "bottom":
-            sigma = float(space.coefficients[0, 0])
-            sigma += float(torch.linalg.vector_norm(space.coefficients[m:q, 0]))
             images = -images
-            images[locked:m] += sigma * torch.eye(m - locked, dtype=torch.float64)
+            images[locked:m] += self._shift * torch.eye(m - locked, dtype=torch.float64)
             images[:locked] = 0.0
         space.replace(locked, images)
         self._block_left = space.num_frontier
@@ -110,12 +114,18 @@ class Power(SubspaceSolver):
             return
         ritz = space.ritz()
         if self._stage == "scale":
-            count, ready = 1, float(ritz.residuals[0]) <= _SHIFT_ACCURACY * self._scale
-        else:
-            count = min(k, len(ritz))
-            ready = count == k and float(ritz.residuals[:count].max()) <= self._target()
-        if ready:
+            if float(ritz.residuals[0]) <= _SHIFT_ACCURACY * self._scale:
+                self._lambda_max = float(ritz.values[0])
+                self._shift = self._lambda_max + float(ritz.residuals[0])
+                space.clear()
+                self._stage = "bottom"
+            return
+        count = min(k, len(ritz))
+        # Half the target: the bottom block, kept orthogonal to it, feels its error.
+        if count == k and float(ritz.residuals[:k].max()) <= 0.5 * self._target():
+            self._shift = float(ritz.values[0] + ritz.residuals[0])
             space.rotate(list(range(count)))
+            space.forget_frontier()
             self._num_locked, self._stage = count, "bottom"
 
     def _fill(self, count: int) -> None:
@@ -129,6 +139,8 @@ class Power(SubspaceSolver):
             **super()._export_state(),
             "stage": self._stage,
             "num_locked": self._num_locked,
+            "lambda_max": self._lambda_max,
+            "shift": self._shift,
             "block_left": self._block_left,
         }
 
@@ -136,4 +148,6 @@ class Power(SubspaceSolver):
         super()._import_state(state)
         self._stage = str(state["stage"])
         self._num_locked = int(state["num_locked"])
+        self._lambda_max = float(state["lambda_max"])
+        self._shift = float(state["shift"])
         self._block_left = int(state["block_left"])

@@ -26,7 +26,8 @@ class RitzPairs:
     residuals
         ``(p,)``: ‖F y − θ y‖.
     outside
-        ``(f, p)``: the residual vectors in the frontier, so ``residuals`` are its column norms.
+        ``(f, p)``: the residual vectors in the frontier; ``residuals`` are its column norms, and
+        what was dropped.
     """
 
     values: Tensor
@@ -38,7 +39,7 @@ class RitzPairs:
         return len(self.values)
 
 
-def ritz_pairs(inside: Tensor, outside: Tensor) -> RitzPairs:
+def ritz_pairs(inside: Tensor, outside: Tensor, dropped: Tensor) -> RitzPairs:
     """Solve the projected problem of F V = V·inside + V⊥·outside.
 
     Parameters
@@ -47,12 +48,15 @@ def ritz_pairs(inside: Tensor, outside: Tensor) -> RitzPairs:
         ``(p, p)``: Vᵀ F V, symmetric within rounding (its symmetric part is used).
     outside
         ``(f, p)``: V⊥ᵀ F V for the orthonormal V⊥ that completes F V.
+    dropped
+        ``(p,)``: length of what is missing in each column of F V all the same; 0 if nothing.
     """
     # H = (G + Gᵀ)/2,  H y = θ y,  F V y − θ V y = V⊥ (outside · y)
     values, vectors = torch.linalg.eigh((inside + inside.T) / 2)
     values, vectors = values.flip(0), vectors.flip(1)
     rest = outside @ vectors
-    return RitzPairs(values, vectors, torch.linalg.vector_norm(rest, dim=0), rest)
+    residuals = torch.linalg.vector_norm(rest, dim=0) + dropped @ vectors.abs()
+    return RitzPairs(values, vectors, residuals, rest)
 
 
 def wanted_places(num_ritz: int, k: int, which: str) -> tuple[list[int], list[int]]:

@@ -56,8 +56,8 @@ class SearchSpace:
         self.num_imaged = 0
         self.num_frontier = 0
         self.scale = 0.0
-        # Longest part of an image that was dropped: symmetry is known no better than that.
-        self.forgotten = 0.0
+        # Length of the part of each image that was dropped: known no better than that.
+        self.dropped = torch.zeros(self.capacity, dtype=torch.float64)
         self._ritz: RitzPairs | None = None
 
     # -- sizes ---------------------------------------------------------------------------------
@@ -148,7 +148,8 @@ class SearchSpace:
             negative Rayleigh quotient. The space stays as it was.
         """
         size, scale, imaged = self.size, self.scale, self.num_imaged
-        columns, added = [], self.rows[:0]
+        columns: list[tuple[Tensor, float]] = []
+        added = self.rows[:0]
         for i in range(products.shape[1]):
             product = products[:, i].clone()
             length = float(torch.linalg.vector_norm(product))
@@ -163,12 +164,16 @@ class SearchSpace:
             known[own] += project_out(product[None], self.rows[own])[0].double().cpu()
             basis = self.rows[:size] if len(added) == 0 else torch.cat([self.rows[:size], added])
             rest, found, norm = split_off(product, basis)
-            self._check(found, known + found, imaged + i, scale, responses, i)
+            total = known + found
+            skew = found[:imaged].abs().max() if imaged else torch.zeros(())
+            for j, (other, _) in enumerate(columns):
+                skew = torch.maximum(skew, (total[imaged + j] - other[imaged + i]).abs())
+            self._check(float(skew), float(total[imaged + i]), scale, responses, i)
             if len(basis) >= self.n or norm <= _NOISE * self.eps * scale:
                 norm = 0.0
             elif len(basis) >= self.capacity:
                 raise RuntimeError("the search space is full: it must be restarted before asking")
-            columns.append((known + found, norm))
+            columns.append((total, norm))
             if norm > 0.0:
                 added = torch.cat([added, (rest / norm)[None]])
         for total, norm in columns:
@@ -196,6 +201,7 @@ class SearchSpace:
         rest, total, norm = split_off(product.clone(), self.rows[:size])
         self.coefficients[:, place] = 0.0
         self.coefficients[:size, place] = total
+        self.dropped[place] = 0.0
         if norm > self.noise and size < min(self.capacity, self.n):
             self.rows[size] = rest / norm
             self.coefficients[size, place] = norm
@@ -214,23 +220,16 @@ class SearchSpace:
             product.addcmul_(self.rows[i], values[i], value=-1.0)
 
     def _check(
-        self,
-        found: Tensor,
-        total: Tensor,
-        place: int,
-        scale: float,
-        responses: Tensor | None,
-        column: int,
+        self, skew: float, energy: float, scale: float, responses: Tensor | None, column: int
     ) -> None:
-        slack = math.sqrt(self.eps) * scale + 2 * self.forgotten
-        skew = float(found[: self.num_imaged].abs().max()) if self.num_imaged else 0.0
+        dropped = float(torch.linalg.vector_norm(self.dropped[: self.num_imaged]))
+        slack = math.sqrt(self.eps) * scale + 2 * dropped
         if skew > slack:
             raise ProductError(
-                f"tell: expected products of a symmetric F = JᵀJ, got ⟨u, Fv⟩ − ⟨Fu, v⟩ = {skew:.2g} "
-                f"where λmax is {scale:.2g}; check that the model is deterministic and its "
-                "derivative exact, or solve in float64"
+                f"tell: expected products of a symmetric F = JᵀJ, got ⟨u, Fv⟩ − ⟨Fu, v⟩ = "
+                f"{skew:.2g} where λmax is {scale:.2g}; check that the model is deterministic and "
+                "its derivative exact, or solve in float64"
             )
-        energy = float(total[place])
         if energy < -slack:
             raise ProductError(
                 f"tell: expected products of F = JᵀJ, got a negative ⟨v, Fv⟩ = {energy:.2g}; "
@@ -250,19 +249,23 @@ class SearchSpace:
         """Return the Ritz pairs of the imaged rows, decreasing; kept until the space changes."""
         if self._ritz is None:
             p, q = self.num_imaged, self.size
-            self._ritz = ritz_pairs(self.coefficients[:p, :p], self.coefficients[p:q, :p])
+            self._ritz = ritz_pairs(
+                self.coefficients[:p, :p], self.coefficients[p:q, :p], self.dropped[:p]
+            )
         return self._ritz
 
     def vectors(self, places: Sequence[int]) -> Tensor:
         """Return Ritz vectors as rows ``(w, n)``, unit norm."""
         Y = self.ritz().coordinates[:, list(places)].to(self.rows)
         X = Y.T @ self.rows[: self.num_imaged]
-        return X / torch.linalg.vector_norm(X, dim=1, keepdim=True)
+        X /= torch.linalg.vector_norm(X, dim=1, keepdim=True)
+        return X
 
     def residual_vectors(self, places: Sequence[int]) -> Tensor:
         """Return F y − θ y of Ritz pairs as rows ``(w, n)``."""
         g = self.ritz().outside[:, list(places)].to(self.rows)
-        return g.T @ self.rows[self.num_imaged : self.size]
+        residuals: Tensor = g.T @ self.rows[self.num_imaged : self.size]
+        return residuals
 
     def rotate(self, places: Sequence[int]) -> None:
         """Make the chosen Ritz vectors the imaged rows, in this order; drop the others.
@@ -283,6 +286,8 @@ class SearchSpace:
             outside = S[:count, None] * Wh[:count]
         self._multiply_rows(Y.T, turn.T, p, f)
         m, g = len(keep), turn.shape[1]
+        self.dropped[:m] = Y.T.abs() @ self.dropped[:p]
+        self.dropped[m:] = 0.0
         self.coefficients.zero_()
         self.coefficients[:m, :m] = torch.diag(ritz.values[keep])
         self.coefficients[m : m + g, :m] = outside
@@ -302,8 +307,9 @@ class SearchSpace:
         """
         left, sizes, _ = torch.linalg.svd(combinations, full_matrices=False)
         count = int((sizes > self.noise).sum())
-        self._note_forgotten(kept)
         p, f = self.num_imaged, self.num_frontier
+        self.dropped[:kept] += torch.linalg.vector_norm(self.coefficients[p : p + f, :kept], dim=0)
+        self.dropped[kept:] = 0.0
         keep = torch.eye(p, dtype=torch.float64)[:kept]
         everything = torch.cat([keep, torch.zeros(kept, f, dtype=torch.float64)], dim=1)
         self._multiply_rows(torch.cat([everything, left[:, :count].T]), torch.zeros(0, 0), p + f, 0)
@@ -312,19 +318,20 @@ class SearchSpace:
         self.num_imaged, self.num_frontier = kept, count
         self._ritz = None
 
+    def clear(self) -> None:
+        """Drop every row; the scale stays."""
+        self.num_imaged = self.num_frontier = 0
+        self.coefficients.zero_()
+        self.dropped.zero_()
+        self._ritz = None
+
     def forget_frontier(self) -> None:
         """Drop the frontier: the images are then known only within their residuals."""
         p, q = self.num_imaged, self.size
-        self._note_forgotten(p)
+        self.dropped[:p] += torch.linalg.vector_norm(self.coefficients[p:q, :p], dim=0)
         self.coefficients[p:q] = 0.0
         self.num_frontier = 0
         self._ritz = None
-
-    def _note_forgotten(self, kept: int) -> None:
-        rest = self.coefficients[self.num_imaged : self.size, :kept]
-        if rest.numel():
-            norm = float(torch.linalg.matrix_norm(rest, ord="fro"))
-            self.forgotten = max(self.forgotten, norm)
 
     def _multiply_rows(self, left: Tensor, turn: Tensor, p: int, f: int) -> None:
         # In place, a few columns at a time: no second basis is ever held.
@@ -347,7 +354,7 @@ class SearchSpace:
             "num_imaged": self.num_imaged,
             "num_frontier": self.num_frontier,
             "scale": self.scale,
-            "forgotten": self.forgotten,
+            "dropped": self.dropped[:q].clone(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -361,5 +368,6 @@ class SearchSpace:
         self.num_imaged = int(state["num_imaged"])
         self.num_frontier = int(state["num_frontier"])
         self.scale = float(state["scale"])
-        self.forgotten = float(state["forgotten"])
+        self.dropped.zero_()
+        self.dropped[:q] = state["dropped"].to(torch.float64).cpu()
         self._ritz = None

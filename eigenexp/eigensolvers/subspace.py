@@ -58,10 +58,9 @@ class SubspaceSolver(Eigensolver):
         Most vectors stored (n numbers each). More of them save products at the bottom, where
         restarts hurt, and cost memory and arithmetic. Never less than the wanted pairs need.
     verification_products
-        Most products spent on the random search for missed pairs; by default 15, or a quarter of
-        the search where that is more. When they are spent, nothing found and the chance of a miss
-        not yet bounded, the pairs are converged and the spectrum's notes say how they were
-        verified. 0 leaves them unverified. The final check is not limited.
+        Most products spent to bound the chance that a pair was missed; by default as many as the
+        search took, and at least 30. When they are spent in vain, nothing was found, but the pairs
+        are called unverified. The final check is not limited.
     """
 
     def __init__(
@@ -154,10 +153,8 @@ class SubspaceSolver(Eigensolver):
         if self._phase == "check":
             first = len(self._checked)
             return space.rows[first : min(first + width, self._num_wanted)].T.clone()
-        if self._phase == "verification":
-            chosen = self._next_witness()
-        else:
-            chosen = self._next_rows(width)
+        verifying = self._phase == "verification"
+        chosen = self._next_witness() if verifying else self._next_rows(width)
         return space.bring_forward(chosen[:width])
 
     @property
@@ -272,7 +269,7 @@ class SubspaceSolver(Eigensolver):
         if self.verification_products is not None:
             return self.verification_products
         searched = self._num_products - self._num_verification_products
-        return max(15 - min(self._num_wanted, 10), searched // 4)
+        return max(30, searched)
 
     def _begin_check(self) -> None:
         p = len(self._space.ritz())
@@ -287,14 +284,6 @@ class SubspaceSolver(Eigensolver):
         limit = self._limit
         late = max(pair.residual for pair in self._checked)
         if late <= limit:
-            for end in self._ends:
-                if not self._is_verified[end] and self._verification_used > 0:
-                    self._is_verified[end] = True
-                    self._notes.append(
-                        f"{end}: a fresh random search of {self._verification_used} products found "
-                        "no pair beyond; raise verification_products for a bound on the chance "
-                        "that one was missed"
-                    )
             verified = all(self._is_verified[end] for end in self._ends)
             self._stop_reason = StopReason.CONVERGED if verified else StopReason.UNVERIFIED
             return

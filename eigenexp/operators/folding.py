@@ -93,10 +93,13 @@ def _merge_scalings(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
         while (before := _scaled(source)) is not None and _continues(source):
             chain.insert(0, source)
             source = before
-        if len(chain) == 1 and node.target is not operator.getitem:
+        if len(chain) == 1 and node.target not in (operator.getitem, aten.mul.Tensor):
             continue
         factor = _factor(chain, source, constants)
         if factor is None:
+            continue
+        if bool((factor == 1).all()):
+            node.replace_all_uses_with(source)
             continue
         name = f"factor_{len(constants)}"
         constants[name] = factor

@@ -15,7 +15,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from eigenexp.errors import EigenexpError, ImageError, InputTypeError, ModelError
 from eigenexp.operators.responses import flatten_response
 
-__all__ = ["Linearization", "Model", "copy_image", "linearize", "summary", "undisturbed"]
+__all__ = [
+    "Linearization",
+    "Model",
+    "copy_image",
+    "gradient",
+    "linearize",
+    "respond",
+    "summary",
+    "undisturbed",
+]
 
 Model = Callable[[Tensor], Any]
 
@@ -125,17 +134,25 @@ class Linearization:
 
     def pull(self, cotangent: Tensor, *, create_graph: bool = False) -> Tensor:
         """Return Jᵀ·u in the picture's shape for u ``(m,)``."""
-        (product,) = torch.autograd.grad(
-            self.output,
-            self.image,
-            cotangent,
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
+        product = gradient(self.output, self.image, cotangent, create_graph=create_graph)
         if product is None:
             raise _no_gradient("one that depends on parameters alone")
         return product
+
+
+def gradient(
+    output: Tensor, source: Tensor, cotangent: Tensor, *, create_graph: bool = False
+) -> Tensor | None:
+    """Return the derivative of ⟨output, cotangent⟩ in ``source``; the graph is kept.
+
+    As a scalar: given ``grad_outputs``, ``torch.autograd.grad`` imports half a second's worth of
+    symbolic algebra to compare their shapes.
+    """
+    scalar = torch.dot(output.reshape(-1), cotangent.reshape(-1))
+    (product,) = torch.autograd.grad(
+        scalar, source, retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
+    return product
 
 
 def respond(model: Model, image: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from eigenexp.errors import ModelError
 from eigenexp.operators.probing import (
     Linearization,
     Model,
+    gradient,
     linearize,
     respond,
     summary,
@@ -215,10 +216,12 @@ def _sheltered(device: torch.device) -> Iterator[None]:
 def _double_backward(lin: Linearization) -> Product:
     # Jᵀu is linear in u, so the derivative of ⟨Jᵀu, v⟩ in u is J·v for any u; zero will do.
     dummy = torch.zeros_like(lin.output, requires_grad=True)
-    gradient = lin.pull(dummy, create_graph=True)
+    adjoint = lin.pull(dummy, create_graph=True)
 
     def push(vector: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(gradient, dummy, vector, retain_graph=True)
+        product = gradient(adjoint, dummy, vector)
+        if product is None:
+            raise _RouteError("the backward pass is not differentiable")
         return product
 
     return push

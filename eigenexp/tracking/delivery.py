@@ -51,6 +51,7 @@ class Sender:
         self.state = spool.read_state()
         self._connected = False
         self._taken_over = False
+        self._images_tagged = False
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -325,7 +326,9 @@ class Sender:
             self.store.upload(self._run_id, folder / name, "images")
             (folder / name).unlink()
         folder.rmdir()
-        self.store.client.set_tag(self._run_id, "mlflow.loggedImages", "True")
+        if not self._images_tagged:
+            self.store.client.set_tag(self._run_id, "mlflow.loggedImages", "True")
+            self._images_tagged = True
         self.state.steps[f"image:{key}"] = max(step, self.state.steps.get(f"image:{key}", -1))
 
     def _discard(self, record: Record) -> None:

@@ -58,6 +58,7 @@ class Store:
         self.root = Path(root).absolute()
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or self.sqlite_uri
         self._client: MlflowClient | None = None
+        self._folders: dict[str, Path | None] = {}
         scheme = urlsplit(self.uri).scheme
         if scheme in ("", "file"):
             raise TrackingError(
@@ -351,11 +352,16 @@ class Store:
 
     def local_artifacts(self, run_id: str) -> Path | None:
         """Return the run's artifact folder where it is on this machine's disk, else ``None``."""
-        uri = self.client.get_run(run_id).info.artifact_uri
-        parts = urlsplit(uri)
-        if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-            return Path(unquote(parts.path))
-        return Path(uri) if parts.scheme == "" and os.path.isabs(uri) else None
+        if run_id not in self._folders:
+            uri = self.client.get_run(run_id).info.artifact_uri
+            parts = urlsplit(uri)
+            folder = None
+            if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+                folder = Path(unquote(parts.path))
+            elif parts.scheme == "" and os.path.isabs(uri):
+                folder = Path(uri)
+            self._folders[run_id] = folder
+        return self._folders[run_id]
 
 
 def check_run_id(run_id: str) -> str:

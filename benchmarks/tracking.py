@@ -1,0 +1,322 @@
+"""What tracking costs: a fit with both loggers and checkpoints against the bare ask/tell loop.
+
+    python benchmarks/tracking.py fit            # SQLite store
+    python benchmarks/tracking.py fit --delay 0.2  # an HTTP server whose every answer takes 200 ms
+    python benchmarks/tracking.py long           # 10 000 logged steps: memory and size of the store
+    python benchmarks/tracking.py kill --times 100  # kill -9 at random instants, then resume
+
+Each product costs a fixed amount of real arithmetic, calibrated to ``--product`` seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def build(product_seconds: float):
+    """Return a module class whose product takes ``product_seconds``, and that extra work alone."""
+    import torch
+
+    import eigenexp as ee
+
+    torch.set_num_threads(1)
+    matrix = torch.randn(256, 256)
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            matrix @ matrix
+
+    start = time.perf_counter()
+    work(300)
+    count = max(1, round(product_seconds / ((time.perf_counter() - start) / 300)))
+
+    class Heavy(ee.EigendistortionModule):
+        def _multiply(self, probe):
+            work(count)
+            return super()._multiply(probe)
+
+    return Heavy, lambda: work(count)
+
+
+def problem():
+    """Return a model with a crowded spectrum, so that no solver is done early, and a picture."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 1024, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(1024, 1024, generator=generator) / 32)
+    return model.double(), torch.rand(1, 1, 32, 32, generator=generator, dtype=torch.float64)
+
+
+SETTINGS = {"method": "lanczos", "k": 2, "which": "both", "tol": 1e-13, "basis_size": 24}
+
+
+def bare(steps: int, work: Callable[[], None]) -> tuple[float, float]:
+    """Return wall and processor seconds a step of the loop anybody would write."""
+    import eigenexp as ee
+
+    model, image = problem()
+    operator = ee.FisherOperator(model, image)
+    solver = ee.eigensolvers.make_solver(operator, **SETTINGS)
+    wall, processor = time.perf_counter(), time.thread_time()
+    for _ in range(steps):
+        block = solver.ask()
+        work()
+        solver.tell(*operator.apply(block))
+    return (time.perf_counter() - wall) / steps, (time.thread_time() - processor) / steps
+
+
+def fit(
+    module_class: type, steps: int, folder: Path, uri: str | None
+) -> tuple[float, float, float]:
+    """Return wall and processor seconds a step, and seconds from the end to everything stored."""
+    import lightning as L
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    import eigenexp as ee
+
+    model, image = problem()
+    module = module_class(model, image, **SETTINGS)
+    logger = ee.MLflowLogger("bench", root=folder / "mlruns", tracking_uri=uri, drain_timeout=120)
+    times: list[tuple[float, float]] = []
+
+    class Clock(L.Callback):
+        def on_train_start(self, *_: object) -> None:
+            times.append((time.perf_counter(), time.thread_time()))
+
+        def on_train_end(self, *_: object) -> None:
+            times.append((time.perf_counter(), time.thread_time()))
+
+    trainer = L.Trainer(
+        precision="64-true",
+        max_steps=steps,
+        logger=[logger, TensorBoardLogger(folder, "tb")],
+        callbacks=[
+            Clock(),
+            ee.ConvergenceStopping(),
+            ee.ConvergenceLogging(),
+            ee.DistortionPictures(),
+            ee.SolverCheckpoint(folder / "checkpoints", every_n_steps=50),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        default_root_dir=folder,
+    )
+    trainer.fit(module)
+    done = trainer.global_step
+    stored = logger.close()
+    drained = time.perf_counter()
+    if not stored or done != steps:
+        raise SystemExit(f"expected {steps} steps, all stored; got {done}, stored: {stored}")
+    (start, cpu_start), (end, cpu_end) = times
+    return (end - start) / steps, (cpu_end - cpu_start) / steps, drained - end
+
+
+@contextlib.contextmanager
+def slow_server(folder: Path, delay: float) -> Iterator[str | None]:
+    """Yield the address of a real tracking server behind a door that delays each answer."""
+    if not delay:
+        yield None
+        return
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "tracking"))
+    from conftest import Server, Switch
+
+    (folder / "server").mkdir()
+    server = Server(folder / "server")
+    server.start()
+    door = Switch(server.port)
+    door.delay = delay
+    try:
+        yield door.uri
+    finally:
+        door.close()
+        server.stop()
+
+
+def measure_fit(options: argparse.Namespace) -> None:
+    """Alternate bare loops and fits; compare the medians."""
+    module_class, work = build(options.product)
+    with tempfile.TemporaryDirectory() as scratch, slow_server(Path(scratch), options.delay) as uri:
+        ratios = []
+        for i in range(options.repeats):
+            plain, plain_cpu = bare(options.steps, work)
+            tracked, cpu, tail = fit(module_class, options.steps, Path(scratch) / str(i), uri)
+            ratios.append((tracked / plain, cpu / plain_cpu))
+            print(
+                f"a step: bare {plain * 1e3:.2f} ms, tracked {tracked * 1e3:.2f} ms, ratio "
+                f"{tracked / plain:.3f}; solving thread's processor time {plain_cpu * 1e3:.2f} "
+                f"and {cpu * 1e3:.2f} ms, ratio {cpu / plain_cpu:.3f}; all stored {tail:.1f} s "
+                "after the last step",
+                flush=True,
+            )
+    wall, cpu = (sorted(each)[len(ratios) // 2] for each in zip(*ratios, strict=True))
+    print(f"median ratio: wall {wall:.3f} (bar 1.05), processor time {cpu:.3f}")
+
+
+def measure_long(options: argparse.Namespace) -> None:
+    """Log as ConvergenceLogging does over many steps; report memory and the store's size."""
+    import psutil
+
+    from eigenexp.tracking import MLflowLogger
+
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / "mlruns"
+        logger = MLflowLogger("bench", root=root, drain_timeout=300)
+        logger.version  # noqa: B018
+        empty = (root / "mlflow.db").stat().st_size
+        metrics = {f"residual/{i}": 0.1 for i in range(4)} | {
+            f"eigenvalue/{i}": 1.0 for i in range(4)
+        }
+        metrics |= dict.fromkeys(("products", "worst_residual", "over_tol", "change"), 1.0)
+        metrics |= dict.fromkeys(("trainer_step", "step_seconds", "elapsed_seconds"), 1.0)
+        memory, sender = [], []
+        child = psutil.Process(logger._outbox._process.pid)
+        for step in range(options.steps):
+            if step <= 20 or step % options.every == 0:
+                logger.log_metrics({k: v * step for k, v in metrics.items()}, step)
+            if step % (options.steps // 20) == 0:
+                time.sleep(0.2)
+                memory.append(process.memory_info().rss / 2**20)
+                sender.append(child.memory_info().rss / 2**20)
+        logger.finalize("success")
+        logger.close()
+        size = (root / "mlflow.db").stat().st_size
+        print(
+            f"{options.steps} steps, a point of {len(metrics)} metrics every {options.every}: "
+            f"process {min(memory):.0f} to {max(memory):.0f} MB, sender {min(sender):.0f} to "
+            f"{max(sender):.0f} MB, store {size / 1e6:.1f} MB ({empty / 1e6:.1f} when empty)"
+        )
+
+
+LIFE = """
+import sys, warnings
+sys.path.insert(0, sys.argv[1])
+import lightning as L
+import eigenexp as ee
+import tracking
+from eigenexp.checkpoints import find_checkpoint
+from eigenexp.errors import CheckpointError
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+root, folder = Path(sys.argv[2]), Path(sys.argv[3])
+steps, run_id = int(sys.argv[4]), sys.argv[5] or None
+logger = ee.MLflowLogger("kill", root=root, run_id=run_id, drain_timeout=120)
+print("run", logger.version, flush=True)
+try:
+    path = find_checkpoint(folder)
+except CheckpointError:
+    path = None
+model, image = tracking.problem()
+module = ee.EigendistortionModule(model, image, **tracking.SETTINGS)
+trainer = L.Trainer(max_steps=steps, precision="64-true", logger=logger, enable_progress_bar=False,
+    enable_model_summary=False, accelerator="cpu", default_root_dir=root,
+    callbacks=[ee.ConvergenceLogging(1), ee.SolverCheckpoint(folder, every_n_steps=10)])
+trainer.fit(module, ckpt_path=path)
+logger.close()
+torch.save(module.solver.result().eigenvectors, root / "result.pt")
+print("done", flush=True)
+"""
+
+
+def measure_kill(options: argparse.Namespace) -> None:
+    """Kill lives at random instants until one ends; compare with a life nobody killed."""
+    import torch
+
+    from eigenexp.tracking import local_store, sync
+
+    rng = random.Random(options.seed)
+    here = str(Path(__file__).parent)
+    other = Path(options.other or tempfile.gettempdir())
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(dir=other) as away:
+
+        def live(root: Path, folder: Path, run_id: str, limit: float | None) -> tuple[str, bool]:
+            root.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-c", LIFE, here, str(root), str(folder)]
+            process = subprocess.Popen(
+                [*command, str(options.steps), run_id], stdout=subprocess.PIPE, text=True,
+                stderr=(root / "stderr.txt").open("w"),
+            )  # fmt: skip
+            first = process.stdout.readline().split()
+            run_id = first[1] if first else run_id
+            try:
+                process.wait(limit)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+            out = process.communicate()[0]
+            if process.returncode not in (0, -signal.SIGKILL):
+                errors = (root / "stderr.txt").read_text()[-3000:]
+                raise SystemExit(f"a life ended by itself, code {process.returncode}: {errors}")
+            return run_id, "done" in out
+
+        calm = Path(scratch) / "calm"
+        _, ended = live(calm, calm / "checkpoints", "", None)
+        truth = torch.load(calm / "result.pt")
+        kills = wrong = i = 0
+        while kills < options.times:
+            root, folder, run_id = Path(scratch) / str(i), Path(away) / str(i), ""
+            ended = False
+            while not ended:
+                limit = rng.uniform(0.0, options.limit) if kills < options.times else None
+                run_id, ended = live(root, folder, run_id, limit)
+                kills += not ended
+            store = local_store(root)
+            sync(root)
+            points = [p.step for p in store.client.get_metric_history(run_id, "worst_residual")]
+            whole = sorted(points) == list(
+                range(min(points), max(points) + 1, points[1] - points[0])
+            )
+            equal = torch.equal(torch.load(root / "result.pt"), truth)
+            status = store.find_run(run_id).info.status
+            wrong += not (equal and whole and status == "FINISHED")
+            print(
+                f"run {i}: {kills} kills so far, equal {equal}, points whole {whole}, {status}",
+                flush=True,
+            )
+            i += 1
+            shutil.rmtree(folder)
+    print(f"{kills} kills over {i} runs, {wrong} runs wrong")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("fit", "long", "kill"))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--product", type=float, default=0.02, help="seconds of work a product")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds a server's answer takes")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--every", type=int, default=5, help="steps between points (long)")
+    parser.add_argument("--times", type=int, default=100, help="kills")
+    parser.add_argument(
+        "--limit", type=float, default=3.0, help="longest life after start-up, s"
+    )
+    parser.add_argument("--other", help="folder on another filesystem, for the checkpoints (kill)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.steps is None:
+        options.steps = {"fit": 500, "long": 10_000, "kill": 300}[options.what]
+    warnings.filterwarnings("ignore", message=".*num_workers.*")
+    {"fit": measure_fit, "long": measure_long, "kill": measure_kill}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()
