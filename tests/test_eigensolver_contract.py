@@ -62,7 +62,7 @@ def test_no_wrong_pair_is_called_converged(method: str, name: str, seed: int) ->
     residuals = vectors @ operator.to_dense().double() - found.eigenvalues[:, None] * vectors
     assert float(residuals.norm(dim=1).max()) <= limit
     gram = vectors @ vectors.T
-    torch.testing.assert_close(gram, torch.eye(len(gram)).double(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(gram, torch.eye(len(gram)).double(), atol=3e-2, rtol=0)
 
 
 @pytest.mark.parametrize("method", WHOLE)

@@ -1,22 +1,160 @@
-"""Eigensolvers for F = JᵀJ, one method a file, all with one ask/tell contract.
+"""Eigensolvers for F = JᵀJ, one method a file, all with one ask/tell contract."""
 
-See :mod:`eigenexp.eigensolvers.base` for the contract.
-"""
+from __future__ import annotations
 
-from eigenexp.eigensolvers.base import Eigensolver, Progress, Settings
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from eigenexp.eigensolvers.base import Eigensolver, Progress, Request, Settings, Which
 from eigenexp.eigensolvers.lanczos import Lanczos
-from eigenexp.eigensolvers.methods import METHODS
 from eigenexp.eigensolvers.power import Power
-from eigenexp.eigensolvers.solving import make_solver, multiply, solve
+from eigenexp.errors import InputError
+from eigenexp.spectrum import Spectrum
 
 __all__ = [
     "METHODS",
     "Eigensolver",
+    "FisherLike",
     "Lanczos",
     "Power",
     "Progress",
+    "Request",
     "Settings",
+    "Which",
     "make_solver",
     "multiply",
     "solve",
 ]
+
+METHODS: dict[str, type[Eigensolver]] = {"auto": Lanczos, "lanczos": Lanczos, "power": Power}
+"""The methods by name; ``"auto"`` is the one that serves most problems best."""
+
+
+class FisherLike(Protocol):
+    """What a solver is driven with: a symmetric operator that knows its sizes."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, n)``."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one picture."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the vectors."""
+
+    @property
+    def rank_bound(self) -> int:
+        """Upper bound of the rank of F."""
+
+    @property
+    def start(self) -> Tensor | None:
+        """``(n, s)`` vectors worth trying first."""
+
+    def apply(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``(F V, J V)``."""
+
+
+def make_solver(operator: FisherLike, method: str = "auto", **settings: Any) -> Eigensolver:
+    """Return a solver for ``operator``, sizes, dtype and device taken from it.
+
+    Parameters
+    ----------
+    operator
+        ``FisherOperator`` or ``DenseOperator``.
+    method
+        A key of :data:`METHODS`.
+    settings
+        ``k``, ``which``, ``tol``, ``seed``, ``max_products``, and the method's own options.
+
+    Raises
+    ------
+    InputError
+        When the method or a setting is unknown or does not fit.
+    """
+    if method not in METHODS:
+        raise InputError(f"method: expected one of {', '.join(sorted(METHODS))}, got {method!r}")
+    kind = METHODS[method]
+    known = _settings_of(kind)
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise InputError(
+            f"{unknown[0]}: expected a setting of {method!r} ({', '.join(sorted(known))})"
+        )
+    return kind(
+        operator.shape[0],
+        rank_bound=operator.rank_bound,
+        image_shape=tuple(operator.image_shape),
+        dtype=operator.dtype,
+        device=operator.device,
+        start=operator.start,
+        **settings,
+    )
+
+
+def _settings_of(kind: type[Eigensolver]) -> set[str]:
+    """Return what a user may set: the common settings and the method's own options."""
+    own = inspect.signature(kind.__init__).parameters
+    common = {"k", "which", "tol", "seed", "max_products"}
+    return common | (set(own) - {"self", "n", "settings"} - set(_FROM_OPERATOR))
+
+
+_FROM_OPERATOR = ("rank_bound", "image_shape", "dtype", "device", "start")
+
+
+def multiply(operator: FisherLike, request: Request, block: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return what a solver requested for ``block``, and the responses J V where at hand."""
+    if request == "fisher":
+        return operator.apply(block)
+    jacobian = getattr(operator, "jacobian", None)
+    if jacobian is None:
+        raise InputError(f"operator: expected one with a Jacobian for {request!r} products")
+    product: Tensor = jacobian.matmat(block) if request == "jacobian" else jacobian.rmatmat(block)
+    return product, None
+
+
+def solve(
+    operator: FisherLike,
+    method: str = "auto",
+    *,
+    callback: Callable[[Eigensolver], object] | None = None,
+    **settings: Any,
+) -> Spectrum:
+    """Solve for the wanted eigenpairs of ``operator``: the ask/tell loop in one call.
+
+    Parameters
+    ----------
+    operator
+        ``FisherOperator`` or ``DenseOperator``.
+    method, settings
+        See :func:`make_solver`.
+    callback
+        Called with the solver after every ``tell``; returning ``True`` ends the loop early.
+
+    Returns
+    -------
+    Spectrum
+        With ``eigenvectors`` of shape ``(k, *image_shape)``.
+
+    Raises
+    ------
+    InputError, ProductError
+        When a setting is unknown or a product unusable.
+    """
+    solver = make_solver(operator, method, **settings)
+    while not solver.done:
+        block = solver.ask()
+        solver.tell(*multiply(operator, solver.request, block))
+        if callback is not None and callback(solver) is True:
+            break
+    return solver.result().reshape(operator.image_shape)

@@ -13,7 +13,6 @@ logger. Its state can be saved after any ``tell`` and the rest of the run is the
 from __future__ import annotations
 
 import abc
-import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -137,21 +136,6 @@ class Eigensolver(abc.ABC):
     """
 
     name: ClassVar[str]
-
-    @classmethod
-    def options(cls) -> tuple[str, ...]:
-        """Return the names of the method's own options."""
-        common = {"self", "n", "settings", *inspect.signature(Eigensolver.__init__).parameters}
-        names: dict[str, None] = {}
-        for kind in cls.__mro__:
-            if "__init__" in vars(kind):
-                names |= dict.fromkeys(inspect.signature(vars(kind)["__init__"]).parameters)
-        return tuple(name for name in names if name not in common)
-
-    @classmethod
-    def fit(cls, operator: Any) -> dict[str, Any]:
-        """Return arguments the method takes from the operator beyond the common ones."""
-        return {}
 
     def __init__(
         self,
@@ -361,9 +345,9 @@ class Eigensolver(abc.ABC):
         self._pending = None if pending is None else self._own(pending)
         self._import_state(state["state"])
         if any(saved[key] != own[key] for key in ("tol", "max_products")):
-            self._reopen(saved)
+            self._reopen()
 
-    def _reopen(self, saved: Mapping[str, Any]) -> None:
+    def _reopen(self) -> None:
         """Go on after ``tol`` or ``max_products`` changed; subclasses re-test convergence."""
         if self._num_products < (self.settings.max_products or self._num_products + 1):
             self._stop_reason = None

@@ -1,8 +1,4 @@
-"""Block power iteration with Rayleigh-Ritz: simple, slow, the reference.
-
-Sources: H. Rutishauser, "Simultaneous iteration method for symmetric matrices", Numer. Math. 16,
-1970; for eigendistortions A. Berardino, J. Ballé, V. Laparra, E. Simoncelli, NeurIPS 2017.
-"""
+"""Orthogonal (block power) iteration with Rayleigh-Ritz, top and bottom."""
 
 from __future__ import annotations
 
@@ -10,144 +6,245 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from eigenexp.eigensolvers.subspace import SubspaceSolver
+from eigenexp.eigensolvers.base import Eigensolver, Progress
+from eigenexp.eigensolvers.numerics import error_bounds, rounding_floor, statuses
+from eigenexp.errors import InputError
+from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 
 __all__ = ["Power"]
 
-# The shift of the bottom end is λmax within this share.
-_SHIFT_ACCURACY = 0.1
+VERIFICATION_ITERATIONS = 10
 
 
-class Power(SubspaceSolver):
-    """Orthogonal iteration: X ← orth(F X) at the top, X ← orth(σX − F X) at the bottom.
+class Power(Eigensolver):
+    """Orthogonal iteration: V ← orth(F V) at the top, V ← orth((σI − F) V) at the bottom.
 
-    One product a column an iteration, with Rayleigh-Ritz on each block. The schedule: with
-    ``which="both"`` the top block is iterated until it converges and is then set aside (the bottom
-    block stays orthogonal to it), with σ ≥ λmax. With ``which="bottom"`` a single vector is
-    iterated until λmax is known to a tenth, and σ is that with its residual added. The bottom
-    block starts from random vectors, not from F times them, which have no part in the null space.
+    One product a column and iteration. The bottom's shift σ is the largest eigenvalue; its start is
+    random, never F v, which would project the null space out. Both ends take turns in one block.
+    Simple and slow: ``lanczos`` needs far fewer products.
 
     Parameters
     ----------
-    n, **settings
-        See :class:`~eigenexp.eigensolvers.base.Eigensolver`. ``start`` is not used.
-    verification_products
-        See :class:`~eigenexp.eigensolvers.subspace.SubspaceSolver`.
+    guard
+        Columns iterated beside the k wanted ones: they speed convergence up, and the last one
+        searches for missed pairs when the wanted ones have converged. At least one.
+    patience
+        Iterations without a new smallest residual after which the iteration has stagnated.
     """
 
     name: ClassVar[str] = "power"
 
-    def __init__(
-        self, n: int, *, verification_products: int | None = None, **settings: Any
-    ) -> None:
-        super().__init__(n, verification_products=verification_products, **settings)
-        self._stage = "top" if self.settings.which != "bottom" else "scale"
-        self._num_locked = 0
-        self._lambda_max = 0.0
+    def __init__(self, n: int, *, guard: int = 2, patience: int = 500, **settings: Any) -> None:
+        super().__init__(n, **settings)
+        if guard < 1 or patience < 1:
+            raise InputError(f"guard, patience: expected at least 1, got {guard} and {patience}")
+        self.patience = patience
+        k, which = self.settings.k, self.settings.which
+        wanted = len(self.settings.wanted)
+        self._num_top = 0 if which == "bottom" else k
+        self._num_bottom = wanted - self._num_top
+        width = min(n, k + guard)
+        self._widths = {
+            "top": width if self._num_top else min(n, 1),
+            "bottom": width if self._num_bottom else 0,
+        }
+        self._vectors = {
+            end: torch.linalg.qr(self._randn(n, size)).Q if size else self._randn(n, 0)
+            for end, size in self._widths.items()
+        }
+        self._values: dict[str, Tensor] = {}
+        self._residuals: dict[str, Tensor] = {}
+        self._ritz_vectors: dict[str, Tensor] = {}
         self._shift = 0.0
-        self._block_left = 0
-
-    def _default_basis_size(self) -> int:
-        # Block and images of one end, the other end set aside, and room for the verification.
-        return 2 * self.settings.k + max(self.settings.k, 1) + 40
+        self._verify_left = 0
+        self._verified_values: Tensor | None = None
+        self._best = float("inf")
+        self._since_best = 0
 
     @property
     def block_size(self) -> int:
-        """Largest number of columns ``ask`` ever returns."""
-        return self.settings.k
+        """Columns of both ends together."""
+        return sum(self._widths.values())
 
-    @property
+    def _ask(self) -> Tensor:
+        return torch.cat([self._vectors["top"], self._vectors["bottom"]], dim=1)
+
+    def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
+        split = self._widths["top"]
+        self._num_products += block.shape[1]
+        for end, part in (("top", slice(0, split)), ("bottom", slice(split, None))):
+            if self._widths[end]:
+                self._iterate(end, block[:, part], products[:, part])
+        worst = self.progress().worst
+        if worst < 0.999 * self._best:
+            self._best, self._since_best = worst, 0
+        else:
+            self._since_best += 1
+        if self._verify_left:
+            self._num_verification_products += block.shape[1]
+            self._verify_left -= 1
+            if not self._verify_left and worst <= self.settings.tol:
+                self._finish_verification()
+        elif worst <= self.settings.tol:
+            self._start_verification()
+        elif self._since_best >= self.patience:
+            floor = rounding_floor(self.dtype, self.settings.n)
+            at_floor = worst <= 10 * floor
+            self._stop_reason = StopReason.FLOOR if at_floor else StopReason.STAGNATED
+
+    def _start_verification(self) -> None:
+        """Put a fresh random vector in the last column of each block and iterate on.
+
+        A pair that the first start could not see shows as a wanted Ritz value that moves.
+        """
+        self._verified_values = self.progress().eigenvalues
+        if all(width >= self.settings.n for width in self._widths.values() if width):
+            self._stop_reason = StopReason.CONVERGED  # the blocks hold the whole space
+            return
+        self._verify_left = VERIFICATION_ITERATIONS
+        for end, wanted in (("top", self._num_top), ("bottom", self._num_bottom)):
+            if wanted and self._widths[end] > wanted:
+                block = self._ritz_vectors[end].clone()
+                block[:, -1:] = self._randn(self.settings.n, 1)
+                self._vectors[end] = torch.linalg.qr(block).Q
+
+    def _finish_verification(self) -> None:
+        values, before = self.progress().eigenvalues, self._verified_values
+        if before is None:
+            return
+        moved = float((values - before).abs().max())
+        if moved <= self.settings.tol * self._scale():
+            self._stop_reason = StopReason.CONVERGED
+
+    def _iterate(self, end: str, v: Tensor, w: Tensor) -> None:
+        """One step: Rayleigh-Ritz in span V, true residuals from W = F V, then the next V."""
+        projected = (v.mT @ w).double()
+        theta, s = torch.linalg.eigh((projected + projected.mT) / 2)
+        if end == "top":
+            theta, s = theta.flip(0), s.flip(1)
+        s = s.to(v)
+        v, w = v @ s, w @ s
+        self._values[end] = theta.cpu()
+        self._residuals[end] = (w - v * theta.to(v)).norm(dim=0).double().cpu()
+        if end == "top":
+            self._shift = max(self._shift, float(theta[0] + self._residuals[end][0]))
+            following = w
+        else:
+            following = self._shift * v - w
+        if float(following.norm()) == 0.0:  # F = 0, or F = σI: every vector is an eigenvector
+            following = v
+        if end == "bottom":
+            following = self._apart_from_top(following, float(theta[self._num_bottom - 1]))
+        # Pairs are those of the block just multiplied; they are kept for the result.
+        self._ritz_vectors[end] = v
+        self._vectors[end] = torch.linalg.qr(following).Q
+
+    def _apart_from_top(self, vectors: Tensor, value: float) -> Tensor:
+        """Where both ends share one eigenvalue, keep the bottom block orthogonal to the top's."""
+        top = self._ritz_vectors.get("top")
+        if top is None or not self._num_top:
+            return vectors
+        top, lowest = top[:, : self._num_top], float(self._values["top"][self._num_top - 1])
+        if lowest - value > self.settings.tol * self._scale():
+            return vectors
+        return vectors - top @ (top.mT @ vectors)
+
+    def _places(self) -> tuple[Tensor, Tensor, list[int]]:
+        n = self.settings.n
+        values, residuals = [], []
+        if self._num_top and "top" in self._values:
+            values.append(self._values["top"][: self._num_top])
+            residuals.append(self._residuals["top"][: self._num_top])
+        if self._num_bottom and "bottom" in self._values:
+            values.append(self._values["bottom"][: self._num_bottom].flip(0))
+            residuals.append(self._residuals["bottom"][: self._num_bottom].flip(0))
+        if not values:
+            empty = torch.zeros(0, dtype=torch.float64)
+            return empty, empty, []
+        index = [*range(self._num_top), *range(n - self._num_bottom, n)]
+        return torch.cat(values), torch.cat(residuals), index
+
+    def progress(self) -> Progress:
+        """Return Ritz values and true residuals of the last block."""
+        values, residuals, index = self._places()
+        return Progress(
+            eigenvalues=values.clamp(min=0),
+            residuals=residuals,
+            eigenindex=torch.tensor(index, dtype=torch.int64),
+            scale=self._scale(),
+            tol=self.settings.tol,
+            num_products=self._num_products,
+            phase="iterating",
+        )
+
     def _scale(self) -> float:
-        return max(super()._scale, self._lambda_max)
+        return float(self._values["top"][0].clamp(min=0)) if "top" in self._values else 0.0
 
-    @property
-    def _width(self) -> int:
-        n, k = self.settings.n, self.settings.k
-        return 1 if self._stage == "scale" else min(k, n - self._num_locked)
+    def result(self) -> Spectrum:
+        """Return the pairs of the last block, decreasing."""
+        n, tol = self.settings.n, self.settings.tol
+        values, residuals, index = self._places()
+        scale = self._scale()
+        parts = []
+        if index and self._num_top:
+            parts.append(self._ritz_vectors["top"][:, : self._num_top])
+        if index and self._num_bottom:
+            parts.append(self._ritz_vectors["bottom"][:, : self._num_bottom].flip(1))
+        vectors = torch.cat(parts, dim=1) if parts else torch.zeros(n, 0).to(self._vectors["top"])
+        indices = torch.tensor(index, dtype=torch.int64)
+        values = values.clamp(min=0)
+        floor = rounding_floor(self.dtype, n) * scale
+        bounds = error_bounds(
+            values, residuals, torch.full_like(values, torch.nan), floor, indices == n - 1
+        )
+        done = self.stop_reason is StopReason.CONVERGED
+        status: tuple[PairStatus, ...] = statuses(residuals, tol * scale, verified=done)
+        return Spectrum(
+            eigenvalues=values,
+            eigenvectors=vectors.mT.contiguous(),
+            eigenindex=indices,
+            residuals=residuals,
+            error_bounds=bounds,
+            status=status,
+            stop_reason=self.stop_reason,
+            scale=scale,
+            tol=tol,
+            num_products=self._num_products,
+            num_verification_products=self._num_verification_products,
+            null_space_dimension=n - min(n, self.settings.rank_bound or n),
+            method=self.name,
+        )
 
-    def _next_rows(self, width: int) -> list[int]:
-        space = self._space
-        if self._num_checks > 0 and space.num_frontier > 0 and space.room > 0:
-            return [self._heaviest_row()]  # polish: residuals are at the level of tol already
-        # An image inside the space adds no row: the frontier may be shorter than the block was.
-        self._block_left = min(self._block_left, space.num_frontier)
-        if self._block_left == 0:
-            self._next_block()
-        count = min(width, self._block_left)
-        self._block_left -= count
-        return list(range(space.num_imaged, space.num_imaged + count))
-
-    def _next_block(self) -> None:
-        """Put the next block into the frontier."""
-        space = self._space
-        if space.size == 0:
-            self._fill(self._width)
-            return
-        self._set_aside()
-        width = self._width
-        locked = self._num_locked
-        if space.num_imaged == locked:
-            self._fill(width)
-            return
-        # Ritz vectors of the block (after a verification there are more: take the extremal ones).
-        p = space.num_imaged
-        first = 0 if self._stage != "bottom" else p - min(width, p - locked)
-        aside = list(range(locked)) if self._stage == "bottom" else []
-        block = list(range(first, first + min(width, p - locked)))
-        space.rotate([*aside, *block])
-        q, m = space.size, space.num_imaged
-        images = space.coefficients[:q, locked:m].clone()  # F X in the rows of the space
-        if self._stage == "bottom":
-            images = -images
-            images[locked:m] += self._shift * torch.eye(m - locked, dtype=torch.float64)
-            images[:locked] = 0.0
-        space.replace(locked, images)
-        self._block_left = space.num_frontier
-        if space.num_frontier < width:
-            self._fill(width - space.num_frontier)
-
-    def _set_aside(self) -> None:
-        """Go on to the bottom end when the top is known well enough."""
-        space, k = self._space, self.settings.k
-        if self._stage == "bottom" or self.settings.which == "top" or space.num_imaged == 0:
-            return
-        ritz = space.ritz()
-        if self._stage == "scale":
-            if float(ritz.residuals[0]) <= _SHIFT_ACCURACY * self._scale:
-                self._lambda_max = float(ritz.values[0])
-                self._shift = self._lambda_max + float(ritz.residuals[0])
-                space.clear()
-                self._stage = "bottom"
-            return
-        count = min(k, len(ritz))
-        # Half the target: the bottom block, kept orthogonal to it, feels its error.
-        if count == k and float(ritz.residuals[:k].max()) <= 0.5 * self._target():
-            self._shift = float(ritz.values[0] + ritz.residuals[0])
-            space.rotate(list(range(count)))
-            space.forget_frontier()
-            self._num_locked, self._stage = count, "bottom"
-
-    def _fill(self, count: int) -> None:
-        for _ in range(count):
-            if self._space.size < self.settings.n:
-                self._inject()
-        self._block_left = self._space.num_frontier
+    def _reopen(self) -> None:
+        super()._reopen()
+        self._verify_left, self._verified_values = 0, None
+        self._best, self._since_best = float("inf"), 0
 
     def _export_state(self) -> dict[str, Any]:
         return {
-            **super()._export_state(),
-            "stage": self._stage,
-            "num_locked": self._num_locked,
-            "lambda_max": self._lambda_max,
+            "vectors": {end: v.clone() for end, v in self._vectors.items()},
+            "ritz_vectors": {end: v.clone() for end, v in self._ritz_vectors.items()},
+            "values": {end: v.clone() for end, v in self._values.items()},
+            "residuals": {end: v.clone() for end, v in self._residuals.items()},
             "shift": self._shift,
-            "block_left": self._block_left,
+            "verify_left": self._verify_left,
+            "verified_values": None
+            if self._verified_values is None
+            else self._verified_values.clone(),
+            "best": self._best,
+            "since_best": self._since_best,
         }
 
     def _import_state(self, state: Mapping[str, Any]) -> None:
-        super()._import_state(state)
-        self._stage = str(state["stage"])
-        self._num_locked = int(state["num_locked"])
-        self._lambda_max = float(state["lambda_max"])
+        self._vectors = {end: self._own(v) for end, v in state["vectors"].items()}
+        self._ritz_vectors = {end: self._own(v) for end, v in state["ritz_vectors"].items()}
+        self._values = {end: v.double().clone() for end, v in state["values"].items()}
+        self._residuals = {end: v.double().clone() for end, v in state["residuals"].items()}
         self._shift = float(state["shift"])
-        self._block_left = int(state["block_left"])
+        self._verify_left = int(state["verify_left"])
+        verified = state["verified_values"]
+        self._verified_values = None if verified is None else verified.double().clone()
+        self._best = float(state["best"])
+        self._since_best = int(state["since_best"])

@@ -165,6 +165,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         targets = _targets(func, args, kwargs) if func._schema.is_mutable else []
+        if func is aten.ones_like.default:
+            return func(*args, **kwargs)  # the vector's shape, none of its values
         if not any(id(x) in self._noted for x in tensors):
             if any(_storage(x) in self._frozen_storages for x in targets):
                 raise TapeError(f"{func} changes a tensor in place that was read before")

@@ -178,7 +178,7 @@ def eigendistortion_imshow_all(
     suptitle_kwargs: dict[str, Any] | None = None,
     *,
     axes: Sequence[Axes] | None = None,
-    vrange: tuple[float, float] | None = None,
+    vrange: tuple[float, float] | str | None = None,
     zoom: float = 1.0,
 ) -> Figure:
     """Show distortions (upper row) and the picture plus each scaled distortion (lower row).
@@ -204,7 +204,7 @@ def eigendistortion_imshow_all(
         ``2 · (number of distortions) + 1`` axes: the picture, then distortions, then sums.
     vrange
         Values shown as black and white in the lower row; by default [0, 1] for pictures inside
-        it, else the picture's own range.
+        it, else the picture's own range. plenoptic's names of ranges mean the default here.
     zoom
         Factor of the size of every panel.
 
@@ -235,7 +235,7 @@ def eigendistortion_imshow_all(
     process = process_image or (lambda x: x)
     picture = to_float(process(image))
     shown_range = picture_range(show_array(picture, channel_idx))
-    if vrange is not None:
+    if vrange is not None and not isinstance(vrange, str):
         shown_range = Range(*vrange)
     figure, panels = _panels(len(chosen), axes, picture, channel_idx, zoom)
     _draw(panels[0], show_array(picture, channel_idx), shown_range, word)

@@ -2,6 +2,8 @@
 
 import copy
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -198,3 +200,12 @@ def test_a_synthesized_object_can_be_deep_copied():
     twin = copy.deepcopy(eig)
     assert torch.equal(twin.eigenvalues, eig.eigenvalues)
     twin.synthesize("exact")
+
+
+def test_the_class_needs_no_lightning_and_no_plotting():
+    code = (
+        "import sys, eigenexp; eigenexp.Eigendistortion; eigenexp.examine_saved_synthesis\n"
+        "print([m for m in ('lightning', 'mlflow', 'hydra', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,71 @@
+"""Pure functions every Krylov method shares: orthogonalisation, error bounds, statuses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from eigenexp.spectrum import PairStatus
+
+__all__ = ["error_bounds", "orthogonalise", "rounding_floor", "statuses"]
+
+
+def orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``vector`` made orthogonal to ``basis``, and its coefficients there.
+
+    Classical Gram-Schmidt twice, which is enough for orthogonality to rounding (Giraud et al.
+    2005).
+
+    Parameters
+    ----------
+    vector
+        ``(n,)``.
+    basis
+        ``(n, j)``, orthonormal columns.
+
+    Returns
+    -------
+    rest, coefficients
+        ``(n,)``, not normalised, and ``(j,)``.
+    """
+    first = basis.mT @ vector
+    rest = vector - basis @ first
+    second = basis.mT @ rest
+    return rest - basis @ second, first + second
+
+
+def rounding_floor(dtype: torch.dtype, n: int) -> float:
+    """Return the residual, over λmax, below which a product in ``dtype`` carries no information."""
+    return 4.0 * float(torch.finfo(dtype).eps) * math.sqrt(math.sqrt(n))
+
+
+def error_bounds(
+    values: Tensor, residuals: Tensor, gaps: Tensor, floor: float, smallest: Tensor
+) -> Tensor:
+    """Return for each pair a distance within which some true eigenvalue lies.
+
+    ‖r‖ always (Weinstein); ‖r‖²/gap where a gap to the rest of the spectrum is known
+    (Kato-Temple); θ itself for the smallest pair of a positive semidefinite F, as 0 ≤ λmin ≤ θ.
+
+    Parameters
+    ----------
+    values, residuals
+        ``(k,)``, absolute.
+    gaps
+        ``(k,)``, distance to the nearest other eigenvalue; ``nan`` where unknown.
+    floor
+        Absolute rounding error of a product, added to each bound.
+    smallest
+        ``(k,)`` bool: which pair is the smallest of the whole spectrum.
+    """
+    kato_temple = torch.where(gaps > 0, residuals.square() / gaps, torch.inf)
+    bounds = torch.minimum(residuals, kato_temple.nan_to_num(torch.inf))
+    return torch.where(smallest, torch.minimum(bounds, values.clamp(min=0)), bounds) + floor
+
+
+def statuses(residuals: Tensor, limit: float, verified: bool) -> tuple[PairStatus, ...]:
+    """Return each pair's status from its true residual and whether extremality was verified."""
+    good = PairStatus.CONVERGED if verified else PairStatus.UNVERIFIED
+    return tuple(good if float(r) <= limit else PairStatus.UNCONVERGED for r in residuals)
