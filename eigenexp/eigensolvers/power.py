@@ -23,7 +23,8 @@ class Power(Eigensolver):
 
     One product a column and iteration. The bottom's shift σ is the largest eigenvalue; its start is
     random, never F v, which would project the null space out. Both ends take turns in one block.
-    Simple and slow: ``lanczos`` needs far fewer products.
+    Simple and slow: ``lanczos`` needs far fewer products. Where F has one eigenvalue alone, vectors
+    of the two ends are eigenvectors but need not be orthogonal to each other.
 
     Parameters
     ----------
