@@ -250,20 +250,6 @@ def dense_rows(repeat: int) -> dict[str, dict[str, float]]:
     }
 
 
-def dense_rows(repeat: int) -> dict[str, dict[str, float]]:
-    """Run :func:`dense` for both in fresh processes; medians."""
-    rows: dict[str, list[dict[str, float]]] = {"ours": [], "plenoptic": []}
-    for _ in range(repeat):
-        for which, found in rows.items():
-            command = [sys.executable, "-W", "ignore", __file__, "--dense-in-process", which]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found.append(json.loads(output.splitlines()[-1]))
-    return {
-        which: {key: statistics.median(row[key] for row in found) for key in found[0]}
-        for which, found in rows.items()
-    }
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -306,9 +306,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--every", type=int, default=5, help="steps between points (long)")
     parser.add_argument("--times", type=int, default=100, help="kills")
-    parser.add_argument(
-        "--limit", type=float, default=3.0, help="longest life after start-up, s"
-    )
+    parser.add_argument("--limit", type=float, default=3.0, help="longest life after start-up, s")
     parser.add_argument("--other", help="folder on another filesystem, for the checkpoints (kill)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

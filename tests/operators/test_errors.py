@@ -39,7 +39,7 @@ MODELS = {
     "zero Jacobian": (lambda x: x * 0, "zero Jacobian"),
     "rounding": (lambda x: (255 * x).round(), "zero Jacobian"),
     "random": (lambda x: x * torch.rand(()), r"same response.*differ by up to.*model.eval\(\)"),
-    "other shape": (lambda x, calls=[]: x.flatten()[: len(calls.append(0) or calls)], "shapes"),  # noqa: B006
+    "other shape": (lambda x, calls=[]: x.flatten()[: len(calls.append(0) or calls)], "shapes"),
     "numpy random": (lambda x: x * np.random.rand(), "same response"),  # noqa: NPY002
     "single precision": (lambda x: x.float(), "torch.float64, got torch.float32"),
     "half precision": (lambda x: (x, x.half()), r"output\[1\].*torch.float64, got torch.float16"),
