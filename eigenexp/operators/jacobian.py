@@ -90,6 +90,8 @@ class JacobianOperator(Jacobian):
         self.dtype = self.image.dtype
         self.device = self.image.device
         self.image_shape = tuple(self.image.shape[1:]) or (self.image.numel(),)
+        # A compiled module has no second derivative; the module it was made from does.
+        model = getattr(model, "_orig_mod", model)
         self._route, spent = choose_route(
             model, self.image, route, check=check, allow_zero=allow_zero
         )
@@ -102,6 +104,11 @@ class JacobianOperator(Jacobian):
     def route(self) -> str:
         """Name of the route in use."""
         return self._route.name
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same product computed twice was the same bit for bit, when checked."""
+        return self._route.repeatable
 
     @property
     def chunk_size(self) -> int:

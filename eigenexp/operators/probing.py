@@ -89,11 +89,10 @@ def _random_states(device: torch.device) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = None if numpy is None else numpy.random.get_state()
-    accelerator = device.type not in ("cpu", "meta")
+    accelerator = device.type in ("cuda", "xpu")
+    devices, device_type = ([device], device.type) if accelerator else ([], "cuda")
     try:
-        with torch.random.fork_rng(
-            [device] if accelerator else [], device_type=device.type if accelerator else "cuda"
-        ):
+        with torch.random.fork_rng(devices, device_type=device_type):
             yield
     finally:
         random.setstate(python_state)
@@ -104,13 +103,14 @@ def _random_states(device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def _module_state(model: Model) -> Iterator[None]:
     """Put back what a forward pass changes in a module: running statistics, ``.data``."""
-    if not isinstance(model, torch.nn.Module):
+    module = model if isinstance(model, torch.nn.Module) else getattr(model, "__self__", None)
+    if not isinstance(module, torch.nn.Module):
         yield
         return
-    kept = [(tensor, tensor.detach()) for tensor in (*model.parameters(), *model.buffers())]
+    kept = [(tensor, tensor.detach()) for tensor in (*module.parameters(), *module.buffers())]
     # Running statistics are small, and their kernels do not mark them as changed. Weights that
     # are written in place by a forward pass are not met in practice.
-    copies = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    copies = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
@@ -214,7 +214,7 @@ def _check_repeats(first: Tensor, second: Tensor) -> None:
 def _no_gradient(found: str) -> ModelError:
     return ModelError(
         f"model: expected a response differentiable in the picture, got {found}; look for "
-        "no_grad, detach, .data, .item(), numpy, rounding or integers between picture and response"
+        "no_grad, inference_mode, detach, .data, numpy or integers between picture and response"
     )
 
 

@@ -15,14 +15,16 @@ pass a product. The double backward pass comes before dual numbers because it ne
 again, works for nearly every model and, once taped, costs the same. No route hands a model to a
 function transform: those fail badly, or crash, on models that assign ``.data`` in their forward.
 
-A route is taken when its products are finite, repeat bit for bit, are adjoint to each other, and,
-for a tape, agree with autograd on vectors other than those recorded. The choice depends on the
-model, the picture, the dtype and the device alone: never on the clock.
+A route is taken when its products are finite, repeat (bit for bit, or with a warning up to
+rounding), are adjoint to each other, and, for a tape, agree with autograd on vectors other than
+those recorded. The choice depends on the model, the picture, the dtype and the device alone: never
+on the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -71,7 +73,11 @@ class Route:
     costs
         Relative cost of one ``push`` and one ``pull``.
     num_products
-        Products spent on making and checking it.
+        Products spent on making it.
+    repeatable
+        Whether the same product, computed twice, was the same bit for bit.
+    references
+        ``push`` and ``pull`` by autograd, for a tape to be checked against.
     """
 
     name: str
@@ -82,6 +88,7 @@ class Route:
     width: int = 0
     costs: tuple[float, float] = (1.0, 1.0)
     num_products: int = 0
+    repeatable: bool = True
     references: tuple[Product | None, Product | None] = field(default=(None, None), repr=False)
 
 
@@ -110,7 +117,12 @@ def choose_route(
             try:
                 route = ROUTES[candidate](model, lin)
                 spent += route.num_products
-                spent += probe.check(route) if check else probe.run(route)
+                if check:
+                    repeatable = probe.check(route)
+                    spent += 4 + sum(reference is not None for reference in route.references)
+                else:
+                    repeatable = probe.run(route)
+                    spent += 2
             except _RouteError as error:
                 failures[candidate] = str(error)
             except (torch.OutOfMemoryError, ModelError):
@@ -118,13 +130,22 @@ def choose_route(
             except Exception as error:
                 failures[candidate] = summary(error)
             else:
+                if not repeatable:
+                    warnings.warn(_UNREPEATABLE, stacklevel=4)
                 # The references hold the autograd graphs, which a tape no longer needs.
-                return replace(route, references=(None, None)), spent
+                return replace(route, repeatable=repeatable, references=(None, None)), spent
     reasons = dict.fromkeys(failures.values())
     raise ModelError(
         "model: expected a response differentiable in the picture, got "
         + "; ".join(f"{', '.join(k for k in failures if failures[k] == r)}: {r}" for r in reasons)
     )
+
+
+_UNREPEATABLE = (
+    "products repeat only up to rounding: an operation of the model adds up in varying order, so a "
+    "resumed run will not be bit-identical; torch.use_deterministic_algorithms(True) may help, on "
+    "a CPU one thread does"
+)
 
 
 class _RouteError(ModelError):
@@ -147,15 +168,21 @@ class _Probe:
         # Accelerators multiply float32 in reduced precision where the user allows it.
         self.slack = 2e3 * eps if lin.response.device.type == "cpu" else max(2e3 * eps, 1e-3)
 
-    def run(self, route: Route) -> int:
-        """Raise if a product cannot be computed at all."""
+    def run(self, route: Route) -> bool:
+        """Raise if a product cannot be computed at all; nothing is known of repetition."""
         with route.running():
             route.push(self.vector)
             route.pull(self.cotangent)
-        return 2
+        return True
 
-    def check(self, route: Route) -> int:
-        """Raise unless the products repeat, are finite, adjoint and not all zero."""
+    def check(self, route: Route) -> bool:
+        """Raise unless the products repeat up to rounding, are finite, adjoint and not all zero.
+
+        Returns
+        -------
+        bool
+            Whether they repeat bit for bit.
+        """
         v, u = self.vector, self.cotangent
         with route.running():
             forward, adjoint = route.push(v), route.pull(u)
@@ -170,13 +197,13 @@ class _Probe:
                 "look for rounding, thresholds or saturated units at this picture"
             )
         for first, second, name in zip(products.values(), again, products, strict=True):
-            self._compare(first, second.detach(), f"{name} computed twice", exact=v.is_cpu)
+            self._compare(first, second.detach(), f"{name} computed twice")
         for product, reference, argument, name in zip(
             products.values(), route.references, (v, u), products, strict=True
         ):
             if reference is not None:
                 expected = reference(argument).detach()
-                self._compare(product, expected, f"{name} from tape and autograd", exact=False)
+                self._compare(product, expected, f"{name} from tape and autograd")
         left = torch.dot(forward.detach().double(), u.double())
         right = torch.dot(v.double().flatten(), adjoint.detach().double().flatten())
         scale = forward.norm().double() * u.norm().double() + v.norm() * adjoint.norm()
@@ -185,11 +212,10 @@ class _Probe:
                 f"J and Jᵀ are not adjoint: <Jv, u> = {float(left):.6g}, <v, Jᵀu> = "
                 f"{float(right):.6g}; a custom backward may be wrong, or float64 needed"
             )
-        return 4 + sum(reference is not None for reference in route.references)
+        return all(torch.equal(a, b) for a, b in zip(products.values(), again, strict=True))
 
-    def _compare(self, first: Tensor, second: Tensor, what: str, *, exact: bool) -> None:
-        slack = 0.0 if exact else self.slack
-        if not bool((first - second).norm() <= slack * first.norm()):
+    def _compare(self, first: Tensor, second: Tensor, what: str) -> None:
+        if not bool((first - second).norm() <= self.slack * first.norm()):
             raise _RouteError(f"{what} differs")
 
 

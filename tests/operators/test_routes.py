@@ -142,6 +142,43 @@ def test_a_wrong_derivative_is_refused():
         JacobianOperator(Lambda(Wrong.apply), torch.rand(1, 1, 4, 4), route="traced")
 
 
+class Wavering(torch.autograd.Function):
+    """2x, with a backward pass that is off by a rounding error every other time."""
+
+    calls = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        Wavering.calls += 1
+        return grad * (2 + 1e-15 * (Wavering.calls % 2))
+
+
+def test_products_that_repeat_up_to_rounding_are_taken_with_a_warning():
+    image = torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="repeat only up to rounding"):
+        operator = JacobianOperator(Lambda(Wavering.apply), image, route="double-backward")
+    assert not operator.repeatable
+    assert JacobianOperator(*build("conv net")).repeatable
+
+
+def test_compiled_modules_are_taken_as_they_were():
+    model, image = build("conv net")
+    operator = JacobianOperator(torch.compile(model, backend="eager"), image)
+    assert operator.route == "traced"
+    close(operator.to_dense(), dense_jacobian(model, image))
+
+
+def test_bound_methods_leave_their_module_as_it_was():
+    model, image = build("batch norm in training")
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    JacobianOperator(model.forward, image)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_tape_that_missed_a_step_is_refused():
     class Outside(torch.autograd.Function):
         """Its backward pass does half of its work where no tape can see it."""
