@@ -62,11 +62,17 @@ class Blocks:
                 self.chunk_size = wanted
 
     def apply(self, function: Function, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return ``function`` of each row: tensors ``(b, ...)`` for ``rows`` ``(b, ...)``."""
+        """Return ``function`` of each row of ``rows`` ``(b, ...)`` as columns: ``(size, b)`` each.
+
+        The columns are contiguous: strides decide which kernels a solver's own arithmetic runs by,
+        and with them its last bits.
+        """
         parts = list(self.iterate(function, len(rows), lambda start, stop: rows[start:stop]))
-        if len(parts) == 1:
-            return parts[0]
-        return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+        with torch.inference_mode(False), torch.no_grad():
+            return tuple(
+                torch.cat(results).reshape(len(rows), -1).T.contiguous()
+                for results in zip(*parts, strict=True)
+            )
 
     def iterate(
         self, function: Function, count: int, rows: Callable[[int, int], Tensor]

@@ -122,7 +122,8 @@ class JacobianOperator(Jacobian):
         """
         m, n = self.shape
         push_cost, pull_cost = self._route.costs
-        jacobian = torch.empty(m, n, dtype=self.dtype, device=self.device)
+        with torch.inference_mode(False):
+            jacobian = torch.empty(m, n, dtype=self.dtype, device=self.device)
         done = 0
         if n * push_cost <= m * pull_cost:
             for (columns,) in self._blocks.iterate(self._push, n, _unit_vectors(self.image)):
@@ -148,25 +149,26 @@ class JacobianOperator(Jacobian):
 
     def _matmat(self, block: Tensor) -> Tensor:
         (responses,) = self._blocks.apply(self._push, self._pictures(block))
-        return responses.T.contiguous()
+        return responses
 
     def _rmatmat(self, block: Tensor) -> Tensor:
         (pictures,) = self._blocks.apply(self._pull, block.T.contiguous())
-        return pictures.reshape(block.shape[1], -1).T.contiguous()
+        return pictures
 
     def _products(self, block: Tensor) -> tuple[Tensor, Tensor]:
         if block.shape[1] == 1 and not block.is_inference():
             # The usual case of a solver on a CPU, where each microsecond counts on small pictures.
             with self._route.running():
-                response = self._route.push(block.reshape(self.image.shape)).detach()
+                vector = block.contiguous().reshape(self.image.shape)
+                response = self._route.push(vector).detach()
                 product = self._route.pull(response).detach()
             return product.reshape(-1, 1), response.reshape(-1, 1)
-        pictures, responses = self._blocks.apply(self._push_pull, self._pictures(block))
-        products = pictures.reshape(block.shape[1], -1).T.contiguous()
-        return products, responses.T.contiguous()
+        products, responses = self._blocks.apply(self._push_pull, self._pictures(block))
+        return products, responses
 
     def _pictures(self, block: Tensor) -> Tensor:
-        return block.T.reshape(block.shape[1], *self.image.shape)
+        # Contiguous, so that the caller's strides do not reach the arithmetic.
+        return block.T.contiguous().reshape(block.shape[1], *self.image.shape)
 
 
 def _unit_vectors(like: Tensor) -> Callable[[int, int], Tensor]:

@@ -12,6 +12,7 @@ from eigenexp.errors import ModelError
 from eigenexp.models import LuminanceContrastGainControl, OnOff
 from eigenexp.operators import FisherOperator, JacobianOperator
 from eigenexp.operators.routes import ROUTES
+from eigenexp.operators.tape import record
 from tests.operators.zoo import CASES, Lambda, build, dense, dense_jacobian, flat
 
 
@@ -142,6 +143,26 @@ def test_a_wrong_derivative_is_refused():
         JacobianOperator(Lambda(Wrong.apply), torch.rand(1, 1, 4, 4), route="traced")
 
 
+def test_tapes_that_disagree_with_autograd_are_refused(monkeypatch):
+    # Both off by the same factor, and so adjoint to each other.
+    def half(function, vector):
+        tape = record(function, vector)
+
+        class Half:
+            width, cost = tape.width, tape.cost
+
+            def __call__(self, vector):
+                return tape(vector) / 2
+
+        return Half()
+
+    monkeypatch.setattr("eigenexp.operators.routes.record", half)
+    model, image = build("conv net")
+    assert JacobianOperator(model, image).route == "double-backward"
+    with pytest.raises(ModelError, match=r"traced: J·v from tape and autograd differs"):
+        JacobianOperator(model, image, route="traced")
+
+
 class Wavering(torch.autograd.Function):
     """2x, with a backward pass that is off by a rounding error every other time."""
 
@@ -205,11 +226,17 @@ def test_inside_contexts_that_turn_gradients_off(context, route):
     with context():
         operator = FisherOperator(model, image.clone(), route=route)
         inside = operator @ v.clone()
+        single = operator @ v[:, 0].clone()
+        jacobian = operator.jacobian.to_dense()
     assert torch.equal(inside, expected @ v)
+    assert torch.equal(single, expected @ v[:, 0])
+    # They can be used when the context is left.
+    assert not any(result.is_inference() for result in (inside, single, jacobian))
 
 
-def test_autocast_does_not_reach_the_products():
-    model, image = build("conv net", torch.float32)
+@pytest.mark.parametrize("name", ["conv net", "attention"])
+def test_autocast_does_not_reach_the_products(name):
+    model, image = build(name, torch.float32)
     operator = FisherOperator(model, image)
     v = randn(operator.shape[0], 2, dtype=torch.float32)
     expected = operator @ v

@@ -50,14 +50,17 @@ def test_scalings_read_elsewhere_are_kept_apart():
 
 
 def test_scalings_that_overflow_in_between_are_not_merged():
-    tiny = torch.full((4,), 1e-30)
+    tiny = torch.full((3,), 1e-30)
 
     def function(v):
-        return v / tiny / tiny * tiny * tiny
+        return (MATRIX @ (v * MATRIX[1] * MATRIX[2])) / tiny / tiny * tiny * tiny
 
-    v = torch.full((4,), 1e-30)
+    v = torch.full((4,), 1e-33)
     tape = record(function, v)
     torch.testing.assert_close(tape(v), function(v))
+    # The other row of scalings is merged all the same.
+    assert tape.operations[:2] == ("aten.mul.Tensor", "aten.mv.default")
+    assert len(tape.operations) == 6
 
 
 def test_a_product_with_itself_is_no_scaling():
