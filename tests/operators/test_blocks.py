@@ -7,7 +7,7 @@ import torch
 
 from eigenexp.operators import DenseOperator, FisherOperator, JacobianOperator
 from eigenexp.operators import blocks as blocks_module
-from eigenexp.operators.routes import ROUTES
+from eigenexp.operators.routes import ROUTES, Route
 from tests.operators.zoo import Lambda, build, dense_jacobian
 
 NAMES = ["conv net", "attention", "fft", "in place", "numpy backward", "branching backward"]
@@ -38,6 +38,23 @@ def test_chunks_give_what_single_columns_give(name, chunk_size):
 def test_only_what_can_be_batched_is(name, batched):
     operator = JacobianOperator(*build(name), chunk_size=5)
     assert operator.chunk_size == (5 if batched else 1)
+
+
+def test_operations_without_a_batching_rule_go_one_by_one(capfd):
+    def push(vector):
+        return torch.ops.aten.copy.default(torch.zeros_like(vector), vector).flatten()
+
+    vector, cotangent = randn(1, 4), randn(4)
+    route = Route(
+        "traced",
+        push=push,
+        pull=lambda u: u.reshape(1, 4),
+        response=cotangent,
+        running=torch.no_grad,
+        width=4,
+    )
+    assert blocks_module.Blocks(route, vector, cotangent, 5).chunk_size == 1
+    assert "performance drop" not in capfd.readouterr().err
 
 
 def test_small_models_are_batched_and_large_ones_are_not():
