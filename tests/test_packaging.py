@@ -26,15 +26,15 @@ def test_a_wheel_in_an_empty_environment_runs_fit(tmp_path: Path) -> None:
     for name in ("eigenexp/conf/fit.yaml", "eigenexp/conf/model/onoff.yaml", "eigenexp/py.typed"):
         assert name in names
     assert not [name for name in names if name.startswith(("tests/", "conf/"))]
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "EIGENEXP_ROOT")}
     environment = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=120)
     python = environment / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", str(wheel)]
     install += ["-c", str(ROOT / "constraints.txt")]
-    subprocess.run(install, check=True, capture_output=True, timeout=900)
+    subprocess.run(install, check=True, capture_output=True, timeout=900, env=clean)
     outside = tmp_path / "outside"
     outside.mkdir()
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "EIGENEXP_ROOT")}
     done = subprocess.run(
         [str(environment / "bin" / "eigenexp"), "fit", "image.crop=[120,220,20,20]", "threads=1"],
         cwd=outside,
