@@ -40,7 +40,9 @@ class StopReason(enum.StrEnum):
 
 _MESSAGES = {
     StopReason.RUNNING: "not finished: the values are the best so far; go on to let them converge",
-    StopReason.CONVERGED: "every wanted pair is converged and verified to be extremal",
+    StopReason.CONVERGED: (
+        "every wanted pair is converged, and a search from a fresh random start found none beyond"
+    ),
     StopReason.UNVERIFIED: (
         "every residual is at most tol and a random search found no pair beyond, but the chance "
         "that one was missed is not bounded; raise verification_products for certainty"
