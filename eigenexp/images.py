@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from eigenexp.errors import ImageError, InputTypeError
 from eigenexp.image_files import Raw, read_array, read_file
+from eigenexp.provenance import tensor_sha256
 
 __all__ = ["Picture", "bundled_pictures", "load_picture"]
 
@@ -170,7 +170,7 @@ def load_picture(
         "shape": list(tensor.shape),
         "minimum": float(tensor.min()),
         "maximum": float(tensor.max()),
-        "sha256": _sha256(tensor),
+        "sha256": tensor_sha256(tensor),
     }
     return Picture(tensor, raw.name, record)
 
@@ -345,10 +345,3 @@ def _dtype(dtype: Any) -> torch.dtype:
     if found not in (torch.float32, torch.float64):
         raise InputTypeError(f"dtype: expected float32 or float64, got {dtype!r}")
     return torch.float64 if found == torch.float64 else torch.float32
-
-
-def _sha256(tensor: Tensor) -> str:
-    """Hash dtype, shape and values."""
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

@@ -179,7 +179,6 @@ class EigendistortionModule(L.LightningModule):
         self._responses: Tensor | None = None
         self._rng_state: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
-        self._told_steps = 0
         # Only the solver's state goes into a checkpoint, so a state dict never matches strictly.
         self.strict_loading = False
 
@@ -334,13 +333,12 @@ class EigendistortionModule(L.LightningModule):
         responses = self._responses if alone else None
         self._responses = None
         solver.tell(products, None if responses is None else responses[:, :width])
-        self._told_steps += 1
         self._set_probe()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the convergence norms when no callback of ours does."""
         every = max(1, getattr(self.trainer, "log_every_n_steps", 50))
-        if self.logged_by_callback or self._told_steps % every:
+        if self.logged_by_callback or self.trainer.global_step % every:
             return
         progress = self.solver.progress()
         if math.isfinite(progress.worst):

@@ -26,13 +26,13 @@ from eigenexp.building import (
 from eigenexp.callbacks import GracefulStop, ResultFiles
 from eigenexp.checkpoints import find_checkpoint, load_metadata
 from eigenexp.config import override_config, plain_config
-from eigenexp.errors import CheckpointError, EigenexpError
+from eigenexp.errors import CheckpointError
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.runs import RunFolder, find_run, open_root
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.tracking import MLflowLogger
 
-__all__ = ["RunResult", "fit", "resume", "summary", "table"]
+__all__ = ["RunResult", "fit", "resume", "summary"]
 
 log = logging.getLogger(__name__)
 
@@ -244,14 +244,9 @@ def _stop_reason(trainer: Any, module: EigendistortionModule, status: str) -> st
 # -- what a person reads ---------------------------------------------------------------------------
 
 
-def table(spectrum: Spectrum) -> str:
-    """Return the pairs as a table: index, eigenvalue, residual/λmax, bound, status, products."""
-    return str(spectrum)
-
-
 def summary(result: RunResult) -> list[str]:
     """Return the closing lines of a run."""
-    lines = ["", table(result.spectrum), ""]
+    lines = ["", str(result.spectrum), ""]
     if "distortions.png" in result.paths:
         lines.append(f"picture:   {result.paths['distortions.png']}")
         lines.append(f"results:   {result.paths['distortions.png'].parent}")
@@ -261,8 +256,3 @@ def summary(result: RunResult) -> list[str]:
         lines.append(f"not every pair is proven; go on with: eigenexp resume {result.run_id} …")
     lines.append("dashboard: eigenexp ui")
     return lines
-
-
-def one_line(error: EigenexpError) -> str:
-    """Return an error as the one line the command line prints."""
-    return " ".join(str(error).split())

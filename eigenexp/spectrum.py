@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from eigenexp.atomic import write_atomic
 from eigenexp.errors import CheckpointError, InputError
 
 __all__ = ["PairStatus", "Spectrum", "StopReason"]
@@ -91,8 +91,8 @@ class Spectrum:
     residuals
         ``(k,)``: ‖Fv − λv‖, absolute. Divide by ``scale`` for the relative one.
     error_bounds
-        ``(k,)``: some true eigenvalue lies within this distance (residual, or Kato-Temple where
-        the gap is known).
+        ``(k,)``: some true eigenvalue lies within this distance (the residual, or less where a
+        solver can prove it; rounding included).
     status
         One :class:`PairStatus` a pair.
     stop_reason
@@ -232,17 +232,7 @@ class Spectrum:
             )
         }
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
-        target = Path(path)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".spectrum-", delete=False) as f:
-            try:
-                f.write(save(tensors, header))
-                f.flush()
-                os.fsync(f.fileno())
-                os.replace(f.name, target)
-            except BaseException:
-                os.unlink(f.name)
-                raise
-        return target
+        return write_atomic(path, save(tensors, header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -42,8 +42,6 @@ class SolverProgressBar(TQDMProgressBar):
         Steps between refreshes; 0 switches the bar off.
     """
 
-    BAR_FORMAT = "{l_bar}{bar:24}| {desc} [{elapsed}]"
-
     def __init__(self, refresh_rate: int = 5) -> None:
         super().__init__(refresh_rate=refresh_rate)
         self._furthest = 0.0

@@ -157,8 +157,10 @@ class Lanczos(Eigensolver):
             row[0, j] = beta
             # While probing, the random chain goes first; otherwise all take turns.
             fresh = rest / beta
-            taken = torch.cat([self._basis[:, : self._size], *[c[:, None] for c in waiting]], dim=1)
-            fresh, _ = orthogonalise(fresh, taken)
+            # Small remainders are mostly rounding: once more, on the basis in place, not a copy.
+            fresh, _ = orthogonalise(fresh, self._basis[:, : self._size])
+            if waiting:
+                fresh, _ = orthogonalise(fresh, torch.stack(waiting, dim=1))
             fresh = fresh / fresh.norm()
             first = self._phase == PROBING
             self._candidates = [fresh, *waiting] if first else [*waiting, fresh]
@@ -261,12 +263,11 @@ class Lanczos(Eigensolver):
             self._phase = SEARCHING  # a pair was missed: go on with both chains
             self._look()
             return
-        beyond = []
-        if self._num_top and self._num_top < self._size:
-            beyond.append(values[self._num_top] + residuals[self._num_top] < values[places[0]] + 0)
-        clear = all(bool(b) for b in beyond)
-        enough = self._probe_spent >= 8 and clear
-        if self._probe_left <= 0 or not self._candidates or (enough and not self._num_bottom):
+        # At the top alone it is enough when the next pair is known to lie below the wanted ones.
+        k = self._num_top
+        clear = k < self._size and float(values[k] + residuals[k]) < float(values[k - 1])
+        enough = not self._num_bottom and self._probe_spent >= 8 and clear
+        if self._probe_left <= 0 or not self._candidates or enough:
             self._searched = True
             self._phase = SEARCHING
             self._look()
@@ -367,8 +368,7 @@ class Lanczos(Eigensolver):
         values, residuals = values[order], residuals[order]
         vectors = vectors[order.to(vectors.device)].contiguous()
         floor = rounding_floor(self.dtype, n) * scale
-        gaps = torch.full_like(values, torch.nan)
-        bounds = error_bounds(values, residuals, gaps, floor, index == n - 1)
+        bounds = error_bounds(values, residuals, floor, index == n - 1)
         done = self.stop_reason is StopReason.CONVERGED
         nullity = n - min(n, self.settings.rank_bound or n)
         return Spectrum(

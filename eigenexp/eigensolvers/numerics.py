@@ -41,28 +41,23 @@ def rounding_floor(dtype: torch.dtype, n: int) -> float:
     return 4.0 * float(torch.finfo(dtype).eps) * math.sqrt(math.sqrt(n))
 
 
-def error_bounds(
-    values: Tensor, residuals: Tensor, gaps: Tensor, floor: float, smallest: Tensor
-) -> Tensor:
+def error_bounds(values: Tensor, residuals: Tensor, floor: float, smallest: Tensor) -> Tensor:
     """Return for each pair a distance within which some true eigenvalue lies.
 
-    ‖r‖ always (Weinstein); ‖r‖²/gap where a gap to the rest of the spectrum is known
-    (Kato-Temple); θ itself for the smallest pair of a positive semidefinite F, as 0 ≤ λmin ≤ θ.
+    ‖r‖ always (Weinstein); θ itself, where smaller, for the smallest pair of a positive
+    semidefinite F, as 0 ≤ λmin ≤ θ.
 
     Parameters
     ----------
     values, residuals
         ``(k,)``, absolute.
-    gaps
-        ``(k,)``, distance to the nearest other eigenvalue; ``nan`` where unknown.
     floor
         Absolute rounding error of a product, added to each bound.
     smallest
         ``(k,)`` bool: which pair is the smallest of the whole spectrum.
     """
-    kato_temple = torch.where(gaps > 0, residuals.square() / gaps, torch.inf)
-    bounds = torch.minimum(residuals, kato_temple.nan_to_num(torch.inf))
-    return torch.where(smallest, torch.minimum(bounds, values.clamp(min=0)), bounds) + floor
+    bounds = torch.where(smallest, torch.minimum(residuals, values.clamp(min=0)), residuals)
+    return bounds + floor
 
 
 def statuses(residuals: Tensor, limit: float, verified: bool) -> tuple[PairStatus, ...]:
