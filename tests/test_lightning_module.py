@@ -115,7 +115,8 @@ def test_resume_ends_bit_for_bit_where_the_unbroken_run_ends(
     whole = module()
     trainer(tmp_path).fit(whole)
     checkpoint = ee.SolverCheckpoint(tmp_path / "checkpoints")
-    trainer(tmp_path, [checkpoint], max_steps=cut, enable_checkpointing=True).fit(module())
+    broken = module()
+    trainer(tmp_path, [checkpoint], max_steps=cut, enable_checkpointing=True).fit(broken)
     resumed = module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -123,6 +124,10 @@ def test_resume_ends_bit_for_bit_where_the_unbroken_run_ends(
     assert torch.equal(resumed.spectrum().eigenvalues, whole.spectrum().eigenvalues)
     assert torch.equal(resumed.spectrum().eigenvectors, whole.spectrum().eigenvectors)
     assert resumed.solver.num_products == whole.solver.num_products
+    # A run begun anew would end there as well: only the rest may be computed.
+    done = broken.operator.num_products
+    assert 0 < done == cut * (done // cut)
+    assert resumed.operator.num_products == whole.operator.num_products - done
 
 
 def test_resume_from_lightnings_own_checkpoint_callback(
@@ -139,6 +144,7 @@ def test_resume_from_lightnings_own_checkpoint_callback(
     whole = EigendistortionModule(model, image, method="lanczos", tol=1e-6)
     trainer(tmp_path).fit(whole)
     assert torch.equal(second.spectrum().eigenvalues, whole.spectrum().eigenvalues)
+    assert second.operator.num_products == whole.operator.num_products - 6
 
 
 def test_a_second_fit_goes_on_from_the_first(

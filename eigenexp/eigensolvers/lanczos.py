@@ -227,8 +227,10 @@ class Lanczos(Eigensolver):
             return
         places, _ = self._places()
         residuals = self._ritz()[2][places]
-        margin = 0.5 / (1 + self._failures)
-        if float(residuals.max()) <= margin * self.settings.tol * self._scale():
+        target = 0.5 / (1 + self._failures) * self.settings.tol
+        # Below rounding an estimate means nothing: let the true products decide.
+        target = max(target, 2 * torch.finfo(self.dtype).eps)
+        if float(residuals.max()) <= target * self._scale():
             if self._searched or self._needs_no_probe():
                 self._start_verification()
             else:
