@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress, Request, Settings, Which
+from eigenexp.eigensolvers.davidson import Davidson
 from eigenexp.eigensolvers.lanczos import Lanczos
 from eigenexp.eigensolvers.power import Power
 from eigenexp.errors import InputError
@@ -17,6 +18,7 @@ from eigenexp.spectrum import Spectrum
 
 __all__ = [
     "METHODS",
+    "Davidson",
     "Eigensolver",
     "FisherLike",
     "Lanczos",
@@ -30,7 +32,12 @@ __all__ = [
     "solve",
 ]
 
-METHODS: dict[str, type[Eigensolver]] = {"auto": Lanczos, "lanczos": Lanczos, "power": Power}
+METHODS: dict[str, type[Eigensolver]] = {
+    "auto": Lanczos,
+    "lanczos": Lanczos,
+    "davidson": Davidson,
+    "power": Power,
+}
 """The methods by name; ``"auto"`` is the one that serves most problems best."""
 
 

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress
-from eigenexp.eigensolvers.numerics import (
-    error_bounds,
-    orthogonalise,
-    rounding_floor,
-    statuses,
-)
-from eigenexp.errors import InputError, ProductError
+from eigenexp.eigensolvers.numerics import check_definite, check_symmetric, rounding_floor
+from eigenexp.eigensolvers.reporting import make_spectrum
+from eigenexp.eigensolvers.verification import TrueResiduals
+from eigenexp.errors import InputError
 from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["Lanczos"]
 
 TOP_BASIS = 40
 BOTTOM_BASIS = 320
+CHUNK = 2**22
+"""Numbers rotated at a time in a restart, so that it needs no second copy of the basis."""
+
 SEARCHING, PROBING, VERIFYING = "searching", "probing", "verifying"
 
 
@@ -70,7 +70,8 @@ class Lanczos(Eigensolver):
         nullity = n - min(n, self.settings.rank_bound or n)
         starts = max(1, min(self._num_bottom, nullity))
         self.basis_size = min(n, max(basis_size, 2 * len(wanted) + starts + 8))
-        self._basis = torch.zeros(n, self.basis_size, dtype=self.dtype, device=self.device)
+        # One vector a row: a vector is contiguous, and so is the part of the basis in use.
+        self._rows = torch.empty(self.basis_size, n, dtype=self.dtype, device=self.device)
         self._size = 0
         self._projected = torch.zeros(0, 0, dtype=torch.float64)
         self._candidates: list[Tensor] = []
@@ -80,9 +81,8 @@ class Lanczos(Eigensolver):
         self._probe_spent = 0
         self._before_probe = torch.zeros(0, dtype=torch.float64)
         self._searched = False
-        self._true: list[list[float]] = []
-        self._failures = 0
-        self._worst_true = float("inf")
+        self._truth = TrueResiduals(len(wanted))
+        self._known_scale = 0.0
         self._ritz_cache: tuple[Tensor, Tensor, Tensor] | None = None
         for _ in range(starts):
             self._inject_random()
@@ -96,20 +96,20 @@ class Lanczos(Eigensolver):
 
     def _ask(self) -> Tensor:
         if self._phase == VERIFYING:
-            return self._wanted_vectors()[:, len(self._true), None].contiguous()
+            place = self._places()[0][self._truth.told]
+            return self._ritz_vectors([place])
         return self._candidates[0][:, None].clone()
 
     def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
-        w = products[:, 0]
         if self._phase == VERIFYING:
-            self._verify_one(block[:, 0], w, responses)
+            self._verify(block, products, responses)
             return
-        self._expand(block[:, 0], w)
+        self._expand(block[:, 0], products[:, 0])
         self._num_products += 1
         if self._phase == PROBING:
             self._num_verification_products += 1
             self._continue_probe()
-        else:
+        elif self._size % self._interval() == 0 or not self._candidates:
             self._look()
         if not self._candidates and self._phase != VERIFYING and not self.done:
             if self._size < self.settings.n:
@@ -120,66 +120,87 @@ class Lanczos(Eigensolver):
         if self._phase != VERIFYING:
             self._make_room()
 
+    def _interval(self) -> int:
+        """Steps between two solutions of the projected problem, which cost size³ each."""
+        return 1 if self._size <= 64 else 2 if self._size <= 160 else 4
+
     def _expand(self, q: Tensor, w: Tensor) -> None:
         """Take the first candidate into the basis; its product makes the next one."""
         j = self._size
-        basis = self._basis[:, : j + 1]
         known = self._couplings[0]  # C[0] = qᵀ F V, by symmetry what Vᵀ w must be
-        self._basis[:, j] = q
-        rest, h = orthogonalise(w, basis)
-        h = h.double().cpu()
-        scale = max(self._scale(), float(h.abs().max()), float(w.norm()))
-        wrong = float((h[:j] - known).abs().max()) if j else 0.0
-        if wrong > 1e3 * self.settings.n**0.5 * torch.finfo(self.dtype).eps * scale + 1e-300:
-            self._basis[:, j] = 0
-            raise ProductError(
-                f"tell: expected the product of a symmetric operator, got an asymmetry of "
-                f"{wrong / scale:.1e} relative; check Jᵀ against J"
-            )
+        length = float(w.norm())
+        scale = max(self._known_scale, length)
+        alpha = q @ w
+        rest = w - alpha * q
+        if j:
+            # In the classical method a single coupling is not 0, and this costs O(n).
+            some = torch.nonzero(known).flatten()
+            rest = rest - self._rows[some].mT @ known[some].to(w)
+            drift = self._rows[:j] @ rest
+            check_symmetric(drift, torch.zeros_like(drift), scale, self.settings.n)
+            rest = torch.addmv(rest, self._rows[:j].mT, drift, alpha=-1)
+        self._rows[j] = q
+        self._size = j + 1
         projected = torch.zeros(j + 1, j + 1, dtype=torch.float64)
         projected[:j, :j] = self._projected
-        projected[:, j] = h
-        projected[j, :] = h
+        projected[:j, j] = known
+        projected[j, :j] = known
+        projected[j, j] = float(alpha)
         self._projected = projected
-        self._size = j + 1
         waiting = self._candidates[1:]
         couplings = torch.zeros(len(waiting), j + 1, dtype=torch.float64)
         couplings[:, :j] = self._couplings[1:]
         if waiting:
-            rest, g = orthogonalise(rest, torch.stack(waiting, dim=1))
+            others = torch.stack(waiting)
+            g = others @ rest
+            rest = rest - others.mT @ g
             couplings[:, j] = g.double().cpu()
-        beta = float(rest.norm())
-        self._candidates = waiting
-        self._couplings = couplings
-        floor = torch.finfo(self.dtype).eps * max(scale, float(w.norm()))
-        if beta > 4 * floor and self._size + len(waiting) < self.settings.n:
+        self._candidates, self._couplings = waiting, couplings
+        fresh, beta = self._clean(rest)
+        floor = torch.finfo(self.dtype).eps * scale
+        if fresh is not None and beta > 4 * floor and self._size + len(waiting) < self.settings.n:
             row = torch.zeros(1, j + 1, dtype=torch.float64)
             row[0, j] = beta
             # While probing, the random chain goes first; otherwise all take turns.
-            fresh = rest / beta
-            # Small remainders are mostly rounding: once more, on the basis in place, not a copy.
-            fresh, _ = orthogonalise(fresh, self._basis[:, : self._size])
-            if waiting:
-                fresh, _ = orthogonalise(fresh, torch.stack(waiting, dim=1))
-            fresh = fresh / fresh.norm()
             first = self._phase == PROBING
             self._candidates = [fresh, *waiting] if first else [*waiting, fresh]
             parts = [row, couplings] if first else [couplings, row]
             self._couplings = torch.cat(parts)
         self._ritz_cache = None
 
+    def _clean(self, rest: Tensor) -> tuple[Tensor | None, float]:
+        """Return ``rest`` of unit norm, orthogonal to all there is to rounding, and its norm.
+
+        One pass of Gram-Schmidt is enough where it changes little; small remainders, mostly
+        rounding, need more (Daniel, Gragg, Kaufman & Stewart 1976).
+        """
+        beta = before = float(rest.norm())
+        if beta == 0:
+            return None, 0.0
+        others = torch.stack(self._candidates) if self._candidates else rest.new_empty(0, len(rest))
+        rest = rest / before
+        for turn in range(4):
+            h = self._rows[: self._size] @ rest
+            rest = torch.addmv(rest, self._rows[: self._size].mT, h, alpha=-1)
+            if len(others):
+                rest = rest - others.mT @ (others @ rest)
+            norm = float(rest.norm())
+            if norm == 0:
+                return None, 0.0
+            if turn == 0:
+                beta *= norm
+            rest = rest / norm
+            if float(h.norm()) < 0.1 and norm > 0.7:
+                break
+        return rest, beta
+
     def _inject_random(self, *, first: bool = False) -> None:
         """Add a random candidate orthogonal to everything there is; it has no coupling yet."""
-        taken = torch.cat(
-            [self._basis[:, : self._size], *[c[:, None] for c in self._candidates]], dim=1
-        )
-        if taken.shape[1] >= self.settings.n:
+        if self._size + len(self._candidates) >= self.settings.n:
             return
-        fresh = self._randn(self.settings.n)
-        fresh = fresh / fresh.norm()
-        for _ in range(2):
-            fresh, _ = orthogonalise(fresh, taken)
-            fresh = fresh / fresh.norm()
+        fresh = None
+        while fresh is None:
+            fresh, _ = self._clean(self._randn(self.settings.n))
         row = torch.zeros(1, self._size, dtype=torch.float64)
         couplings = self._couplings.reshape(len(self._candidates), self._size)
         self._candidates = [fresh, *self._candidates] if first else [*self._candidates, fresh]
@@ -195,6 +216,9 @@ class Lanczos(Eigensolver):
             residuals = (self._couplings @ vectors).norm(dim=0) if self._candidates else None
             if residuals is None:
                 residuals = torch.zeros_like(values)
+            largest = max(float(values[0]), 0.0)
+            check_definite(float(values[-1]), largest, self.settings.n, self.dtype)
+            self._known_scale = max(self._known_scale, largest)
             self._ritz_cache = (values, vectors, residuals)
         return self._ritz_cache
 
@@ -209,12 +233,10 @@ class Lanczos(Eigensolver):
         places = [*range(top), *range(j - bottom, j)]
         return places, [*range(top), *range(n - bottom, n)]
 
-    def _wanted_vectors(self) -> Tensor:
-        places, _ = self._places()
-        coefficients = self._ritz()[1][:, places].to(self._basis)
-        vectors = self._basis[:, : self._size] @ coefficients
-        norms: Tensor = vectors.norm(dim=0)
-        return vectors / norms
+    def _ritz_vectors(self, places: list[int]) -> Tensor:
+        coefficients = self._ritz()[1][:, places].to(self._rows)
+        vectors = self._rows[: self._size].mT @ coefficients
+        return vectors / vectors.norm(dim=0)
 
     # -- convergence ---------------------------------------------------------------------------
 
@@ -227,7 +249,7 @@ class Lanczos(Eigensolver):
             return
         places, _ = self._places()
         residuals = self._ritz()[2][places]
-        target = 0.5 / (1 + self._failures) * self.settings.tol
+        target = 0.97 / (1 + self._truth.failures) * self.settings.tol
         # Below rounding an estimate means nothing: let the true products decide.
         target = max(target, 2 * torch.finfo(self.dtype).eps)
         if float(residuals.max()) <= target * self._scale():
@@ -235,6 +257,20 @@ class Lanczos(Eigensolver):
                 self._start_verification()
             else:
                 self._start_probe()
+        else:
+            self._choose_candidate(places, residuals > target * self._scale())
+
+    def _choose_candidate(self, places: list[int], open_pairs: Tensor) -> None:
+        """Put first the candidate that carries most of the first unconverged pair's residual."""
+        if len(self._candidates) < 2:
+            return
+        outermost = [*range(self._num_top), *reversed(range(self._num_top, len(places)))]
+        first = next(i for i in outermost if bool(open_pairs[i]))
+        shares = (self._couplings @ self._ritz()[1][:, places[first]]).abs()
+        best = int(shares.argmax())
+        order = [best, *(i for i in range(len(self._candidates)) if i != best)]
+        self._candidates = [self._candidates[i] for i in order]
+        self._couplings = self._couplings[order]
 
     def _needs_no_probe(self) -> bool:
         if self._size >= self.settings.n:
@@ -276,36 +312,28 @@ class Lanczos(Eigensolver):
 
     def _start_verification(self) -> None:
         self._phase = VERIFYING
-        self._true = []
+        self._truth.forget()
 
-    def _verify_one(self, v: Tensor, w: Tensor, responses: Tensor | None) -> None:
-        """Measure one returned pair: λ = ‖Jv‖² where J v is at hand, and its true residual."""
-        if responses is None:
-            value = float((v.double() @ w.double()).clamp(min=0))
-        else:
-            value = float(responses[:, 0].double().square().sum())
-        residual = float((w.double() - value * v.double()).norm())
+    def _verify(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
+        self._truth.measure(block, products, responses)
         self._num_products += 1
         self._num_verification_products += 1
-        self._true.append([value, residual])
-        if len(self._true) < len(self.settings.wanted):
+        if not self._truth.complete:
             return
-        scale = max(self._scale(), max(value for value, _ in self._true))
-        worst = max(residual for _, residual in self._true)
-        if worst <= self.settings.tol * scale:
-            self._stop_reason = StopReason.CONVERGED
-            return
-        self._failures += 1
-        floor = rounding_floor(self.dtype, self.settings.n) * scale
-        exhausted = self._size >= self.settings.n and not self._candidates
-        if worst > 0.5 * self._worst_true or exhausted or worst <= floor:
-            self._stop_reason = StopReason.FLOOR
-            return
-        self._worst_true = worst
-        self._phase = SEARCHING
-        if not self._candidates:
-            self._make_room()
-            self._inject_random()
+        self._stop_reason = self._judge()
+        if self._stop_reason is None:
+            self._phase = SEARCHING
+            self._truth.forget()
+            if not self._candidates:
+                self._make_room()
+                self._inject_random()
+
+    def _judge(self) -> StopReason | None:
+        n = self.settings.n
+        exhausted = self._size >= n and not self._candidates
+        return self._truth.verdict(
+            self._scale(), self.settings.tol, self.dtype, n, exhausted=exhausted
+        )
 
     # -- restart -------------------------------------------------------------------------------
 
@@ -323,8 +351,11 @@ class Lanczos(Eigensolver):
         keep = [*range(top), *range(j - bottom, j)]
         values, vectors, _ = self._ritz()
         coefficients = vectors[:, keep]
-        self._basis[:, : len(keep)] = self._basis[:, :j] @ coefficients.to(self._basis)
-        self._basis[:, len(keep) :] = 0
+        rotation = coefficients.mT.to(self._rows)
+        step = max(1, CHUNK // j)
+        for start in range(0, self.settings.n, step):
+            part = slice(start, start + step)
+            self._rows[: len(keep), part] = rotation @ self._rows[:j, part]
         self._projected = torch.diag(values[keep])
         self._couplings = self._couplings @ coefficients
         self._size = len(keep)
@@ -352,41 +383,36 @@ class Lanczos(Eigensolver):
         places, index = self._places()
         values, _, residuals = self._ritz()
         values, residuals = values[places].clamp(min=0), residuals[places].clone()
-        for i, (value, residual) in enumerate(self._true):
+        for i, (value, residual) in enumerate(self._truth.pairs):
             values[i], residuals[i] = value, residual
         scale = max(self._scale(), float(values.max()) if len(values) else 0.0)
         return values, residuals, torch.tensor(index, dtype=torch.int64), scale
 
     def result(self) -> Spectrum:
         """Return the best pairs so far; see the class for when one is called converged."""
-        n, tol = self.settings.n, self.settings.tol
         values, residuals, index, scale = self._measured()
-        vectors = (
-            self._wanted_vectors().mT
-            if self._size
-            else torch.zeros(0, n, dtype=self.dtype, device=self.device)
-        )
-        order = torch.argsort(values, descending=True, stable=True)
-        values, residuals = values[order], residuals[order]
-        vectors = vectors[order.to(vectors.device)].contiguous()
-        floor = rounding_floor(self.dtype, n) * scale
-        bounds = error_bounds(values, residuals, floor, index == n - 1)
-        done = self.stop_reason is StopReason.CONVERGED
-        nullity = n - min(n, self.settings.rank_bound or n)
-        return Spectrum(
-            eigenvalues=values,
-            eigenvectors=vectors,
-            eigenindex=index,
+        places = self._places()[0]
+        guards = None
+        if self._size:
+            theta, _, estimates = self._ritz()
+            inner = {self._num_top} if self._num_top else set()
+            if self._num_bottom:
+                inner.add(self._size - 1 - self._num_bottom)
+            chosen = sorted({p for p in inner if 0 <= p < self._size} - set(places))
+            guards = torch.stack([theta[chosen], estimates[chosen]], dim=1)
+        empty = torch.zeros(0, self.settings.n, dtype=self.dtype, device=self.device)
+        return make_spectrum(
+            self.settings,
+            values=values,
+            vectors=self._ritz_vectors(places).mT if self._size else empty,
             residuals=residuals,
-            error_bounds=bounds,
-            status=statuses(residuals, tol * scale, verified=done),
-            stop_reason=self.stop_reason,
+            index=index,
             scale=scale,
-            tol=tol,
+            stop_reason=self.stop_reason,
             num_products=self._num_products,
             num_verification_products=self._num_verification_products,
-            null_space_dimension=nullity,
             method=self.name,
+            guards=guards,
         )
 
     # -- state ---------------------------------------------------------------------------------
@@ -394,45 +420,49 @@ class Lanczos(Eigensolver):
     def _export_state(self) -> dict[str, Any]:
         n = self.settings.n
         waiting = self._candidates
-        empty = torch.zeros(n, 0, dtype=self.dtype, device=self.device)
+        empty = torch.zeros(0, n, dtype=self.dtype, device=self.device)
         return {
-            "basis": self._basis[:, : self._size].clone(),
+            "basis": self._rows[: self._size].clone(),
             "projected": self._projected.clone(),
-            "candidates": torch.stack(waiting, dim=1) if waiting else empty,
+            "candidates": torch.stack(waiting) if waiting else empty,
             "couplings": self._couplings.clone(),
             "phase": self._phase,
-            "probe": [self._probe_left, self._probe_spent, int(self._searched), self._failures],
+            "probe": [self._probe_left, self._probe_spent, int(self._searched)],
             "before_probe": self._before_probe.clone(),
-            "worst_true": self._worst_true,
-            "true": [list(pair) for pair in self._true],
+            "truth": self._truth.state(),
+            "scale": self._known_scale,
         }
 
     def _import_state(self, state: Mapping[str, Any]) -> None:
         basis = self._own(state["basis"])
-        self._size = basis.shape[1]
+        self._size = len(basis)
         if self._size > self.basis_size:
-            wider = basis.new_zeros(self.settings.n, self._size)
-            self._basis, self.basis_size = wider, self._size
-        self._basis[:, : self._size] = basis
-        self._basis[:, self._size :] = 0
+            self._rows, self.basis_size = torch.empty_like(basis), self._size
+        self._rows[: self._size] = basis
         self._projected = state["projected"].double().cpu().clone()
-        candidates = self._own(state["candidates"])
-        self._candidates = [candidates[:, i].clone() for i in range(candidates.shape[1])]
+        self._candidates = list(self._own(state["candidates"]).unbind(0))
         self._couplings = state["couplings"].double().cpu().clone()
         self._phase = str(state["phase"])
-        self._probe_left, self._probe_spent, searched, self._failures = map(int, state["probe"])
+        self._probe_left, self._probe_spent, searched = map(int, state["probe"])
         self._searched = bool(searched)
         self._before_probe = state["before_probe"].double().cpu().clone()
-        self._worst_true = float(state["worst_true"])
-        self._true = [[float(x) for x in pair] for pair in state["true"]]
+        self._truth.load(state["truth"])
+        self._known_scale = float(state["scale"])
         self._ritz_cache = None
 
     def _reopen(self) -> None:
         super()._reopen()
-        if self._stop_reason is None and self._phase == VERIFYING:
-            self._phase, self._true = SEARCHING, []
-            self._searched = False
-            self._failures, self._worst_true = 0, float("inf")
+        if self._stop_reason is not None:
+            return
+        if self._truth.complete:
+            self._stop_reason = self._judge()
+            if self._stop_reason is StopReason.CONVERGED:
+                return
+            self._stop_reason = None
+        self._truth.reset()
+        self._searched = False
+        if self._phase == VERIFYING:
+            self._phase = SEARCHING
             self._pending = None
             if not self._candidates:
                 self._inject_random()

@@ -1,4 +1,4 @@
-"""Pure functions every Krylov method shares: orthogonalisation, error bounds, statuses."""
+"""Pure functions every method shares: checks, error bounds, statuses."""
 
 from __future__ import annotations
 
@@ -7,33 +7,16 @@ import math
 import torch
 from torch import Tensor
 
+from eigenexp.errors import ProductError
 from eigenexp.spectrum import PairStatus
 
-__all__ = ["error_bounds", "orthogonalise", "rounding_floor", "statuses"]
-
-
-def orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``vector`` made orthogonal to ``basis``, and its coefficients there.
-
-    Classical Gram-Schmidt twice, which is enough for orthogonality to rounding (Giraud et al.
-    2005).
-
-    Parameters
-    ----------
-    vector
-        ``(n,)``.
-    basis
-        ``(n, j)``, orthonormal columns.
-
-    Returns
-    -------
-    rest, coefficients
-        ``(n,)``, not normalised, and ``(j,)``.
-    """
-    first = basis.mT @ vector
-    rest = vector - basis @ first
-    second = basis.mT @ rest
-    return rest - basis @ second, first + second
+__all__ = [
+    "check_definite",
+    "check_symmetric",
+    "error_bounds",
+    "rounding_floor",
+    "statuses",
+]
 
 
 def rounding_floor(dtype: torch.dtype, n: int) -> float:
@@ -41,11 +24,54 @@ def rounding_floor(dtype: torch.dtype, n: int) -> float:
     return 4.0 * float(torch.finfo(dtype).eps) * math.sqrt(math.sqrt(n))
 
 
-def error_bounds(values: Tensor, residuals: Tensor, floor: float, smallest: Tensor) -> Tensor:
-    """Return for each pair a distance within which some true eigenvalue lies.
+def check_symmetric(
+    forward: Tensor, backward: Tensor, scale: float, n: int, dtype: torch.dtype | None = None
+) -> None:
+    """Refuse products whose VᵀF T and (F V)ᵀT differ by more than rounding.
 
-    ‖r‖ always (Weinstein); θ itself, where smaller, for the smallest pair of a positive
-    semidefinite F, as 0 ≤ λmin ≤ θ.
+    Raises
+    ------
+    ProductError
+        With the relative asymmetry.
+    """
+    wrong = float((forward - backward).abs().max()) if forward.numel() else 0.0
+    slack = 1e3 * math.sqrt(n) * torch.finfo(dtype or forward.dtype).eps
+    if wrong > slack * scale + 1e-300:
+        raise ProductError(
+            f"tell: expected the product of a symmetric operator, got an asymmetry of "
+            f"{wrong / scale:.1e} relative; check Jᵀ against J"
+        )
+
+
+def check_definite(smallest: float, largest: float, n: int, dtype: torch.dtype) -> None:
+    """Refuse products with a negative Ritz value: F = JᵀJ has none beyond rounding.
+
+    Raises
+    ------
+    ProductError
+        With the Ritz value.
+    """
+    slack = 25 * rounding_floor(dtype, n)
+    if smallest < -slack * max(largest, -smallest):
+        raise ProductError(
+            f"tell: expected products of F = JᵀJ, which has no negative eigenvalue, got a Ritz "
+            f"value of {smallest:.3g} beside {largest:.3g}; check that Jᵀ belongs to J, or pass "
+            "F and not -F"
+        )
+
+
+def error_bounds(
+    values: Tensor,
+    residuals: Tensor,
+    floor: float,
+    smallest: Tensor,
+    guards: Tensor | None = None,
+) -> Tensor:
+    """Return for each pair a distance within which a true eigenvalue lies.
+
+    ‖r‖ always (Weinstein). θ itself, where smaller, for the smallest pair of a positive
+    semidefinite F, as 0 ≤ λmin ≤ θ. ‖r‖²/gap where the other eigenvalues are known to be a gap
+    away (Kato 1949; Temple 1928); that takes verified pairs and the ones next to them.
 
     Parameters
     ----------
@@ -55,8 +81,20 @@ def error_bounds(values: Tensor, residuals: Tensor, floor: float, smallest: Tens
         Absolute rounding error of a product, added to each bound.
     smallest
         ``(k,)`` bool: which pair is the smallest of the whole spectrum.
+    guards
+        ``(g, 2)``: values and residuals of the pairs next to the wanted ones; None where the gaps
+        are not known.
     """
     bounds = torch.where(smallest, torch.minimum(residuals, values.clamp(min=0)), residuals)
+    if guards is not None:
+        near = torch.cat([values, guards[:, 0]])
+        reach = torch.cat([residuals, guards[:, 1]])
+        gaps = (values[:, None] - near[None]).abs() - reach[None] - residuals[:, None]
+        gaps[torch.arange(len(values)), torch.arange(len(values))] = float("inf")
+        gap = gaps.min(dim=1).values if len(near) > 1 else torch.zeros_like(values)
+        gap = torch.where(torch.isfinite(gap), gap, 0.0)
+        temple = torch.where(gap > 0, residuals.square() / gap.clamp(min=1e-300), bounds)
+        bounds = torch.minimum(bounds, temple)
     return bounds + floor
 
 

@@ -197,7 +197,7 @@ class Power(Eigensolver):
         indices = torch.tensor(index, dtype=torch.int64)
         values = values.clamp(min=0)
         floor = rounding_floor(self.dtype, n) * scale
-        bounds = error_bounds(values, residuals, floor, indices == n - 1)
+        bounds = error_bounds(values, residuals, floor, smallest=indices == n - 1)
         done = self.stop_reason is StopReason.CONVERGED
         status: tuple[PairStatus, ...] = statuses(residuals, tol * scale, verified=done)
         return Spectrum(

@@ -1,0 +1,562 @@
+"""Generalised Davidson with a preconditioner fitted on the way: both ends, strong at the bottom.
+
+The search space V ``(n, j)`` is kept with its products W = F V. A Ritz pair V s, θ has the residual
+r = W s − θ V s; V grows by r itself towards the top, which makes a Krylov space, and by A⁻¹ r
+towards the bottom, where A ≈ F is the surrogate of ``modulated_convolution`` (Davidson 1975;
+Morgan & Scott 1986; Stathopoulos & Saad 1998). V begins with a few random vectors, which are what A
+is estimated from, and which bring every copy of a repeated eigenvalue into the space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from eigenexp.eigensolvers.base import Eigensolver, Progress
+from eigenexp.eigensolvers.modulated_convolution import ModulatedConvolution, fit_surrogate
+from eigenexp.eigensolvers.numerics import rounding_floor
+from eigenexp.eigensolvers.reporting import make_spectrum
+from eigenexp.eigensolvers.search_space import SearchSpace
+from eigenexp.eigensolvers.verification import TrueResiduals
+from eigenexp.errors import InputError
+from eigenexp.spectrum import Spectrum, StopReason
+
+__all__ = ["Davidson"]
+
+PROBES = 6
+"""Random vectors at the start: the fewest from which the surrogate is as good as from 16."""
+BASIS = 120
+"""Default of ``basis_size``; twice as many save under 5 % of the products at the bottom."""
+BASIS_BYTES = 2**30
+"""The default basis and its products shrink to fit in this much."""
+REFITS = (16, 32, 64)
+"""Sizes of the search space at which the surrogate is estimated again."""
+CLOSE = 0.015
+"""Misfit below which the correction equation is solved with A − θ instead of A."""
+USABLE = 0.05
+"""Misfit below which the bottom eigenvectors of A are worth a product each."""
+INNER = 4
+"""Steps of that inner solve; each costs one A⁻¹, no product."""
+GUARD_STEPS = 8
+"""Products, at the least, that a fresh random vector is given to show a missed pair."""
+
+AT_ONCE = 4
+"""Residuals measured in one pass over the space; a pass costs about the same for one."""
+
+SEARCHING, GUARDING, VERIFYING = "searching", "guarding", "verifying"
+
+
+class Davidson(Eigensolver):
+    """Generalised Davidson for one end of the spectrum or both.
+
+    Parameters
+    ----------
+    basis_size
+        Vectors of the search space at the most; as many products are stored beside them, so memory
+        is ``2 · basis_size · n`` numbers. ``None``: 120, or what 1 GiB holds, and more where k
+        needs it.
+    block_size
+        Columns a product is asked for at once: the corrections of that many pairs. 1 needs the
+        fewest products; more pay where a product of several columns is cheap.
+    preconditioner
+        ``"surrogate"``: estimated from the products, see :mod:`.modulated_convolution`;
+        ``"none"``: corrections are the residuals.
+    n, k, which, tol, seed, max_products, rank_bound, image_shape, dtype, device, start
+        See :class:`~eigenexp.eigensolvers.base.Eigensolver`. ``start`` is tried first where the
+        bottom is wanted.
+
+    Notes
+    -----
+    A pair is called converged when its residual from a true product is at most ``tol · λmax`` and a
+    fresh random vector, drawn towards the wanted end and followed for at least 8 products, led to
+    no pair beyond it and to a next pair whose residual separates it. The bottom needs no such
+    search where θ ≤ 2 · tol · λmax: F is positive semidefinite and Ritz values bound eigenvalues of
+    the same index from above, so its eigenvalue lies in [0, θ].
+    """
+
+    name: ClassVar[str] = "davidson"
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        basis_size: int | None = None,
+        block_size: int = 1,
+        preconditioner: str = "surrogate",
+        **settings: Any,
+    ) -> None:
+        super().__init__(n, **settings)
+        if preconditioner not in ("surrogate", "none"):
+            raise InputError(
+                f"preconditioner: expected 'surrogate' or 'none', got {preconditioner!r}"
+            )
+        if block_size < 1:
+            raise InputError(f"block_size: expected at least 1 column, got {block_size}")
+        wanted = len(self.settings.wanted)
+        self._num_top = 0 if self.settings.which == "bottom" else self.settings.k
+        self._num_bottom = wanted - self._num_top
+        self._block_size = min(block_size, n)
+        self.preconditioner = preconditioner
+        # A null space known beforehand is as wide as it is: a random vector a wanted copy.
+        nullity = n - min(n, self.settings.rank_bound or n)
+        probes = max(PROBES if self._num_bottom else 2, min(self._num_bottom, nullity) + 1)
+        least = 3 * wanted + probes + 3 * self._block_size + 8
+        if basis_size is None:
+            itemsize = torch.finfo(self.dtype).bits // 8
+            basis_size = max(2 * least, min(BASIS, BASIS_BYTES // (2 * n * itemsize)))
+        elif basis_size < 2:
+            raise InputError(f"basis_size: expected at least 2 vectors, got {basis_size}")
+        self.basis_size = min(n, max(basis_size, least))
+        self._space = SearchSpace(n, self.basis_size, dtype=self.dtype, device=self.device)
+        # Several top pairs come cheapest from one Krylov space, which other vectors would spoil.
+        self._krylov = self._num_top > 1 and self._num_bottom > 0
+        self._probes_left = min(probes, n)
+        # Vectors worth trying once the random ones are in: none known before that.
+        self._waiting = torch.zeros(n, 0, dtype=self.dtype, device=self.device)
+        self._atypical = (0, 0)
+        self._surrogate: ModulatedConvolution | None = None
+        self._inner = 0
+        self._refits = [size for size in REFITS if size < self.basis_size]
+        self._phase = SEARCHING
+        self._norms = torch.full((wanted,), float("inf"), dtype=torch.float64)
+        self._guard_spent = 0
+        self._guard_ends: list[str] = []
+        self._settled = torch.zeros(0, dtype=torch.float64)
+        self._truth = TrueResiduals(wanted)
+        self._standing: list[float] = []
+        self._stood = 0
+        self._guard_steps = GUARD_STEPS
+        self._unproven = False
+
+    @property
+    def block_size(self) -> int:
+        """Columns asked for at once."""
+        return self._block_size
+
+    # -- what to multiply next -----------------------------------------------------------------
+
+    def _ask(self) -> Tensor:
+        if self._phase == VERIFYING:
+            told = self._truth.told
+            return self._space.vectors(self._places()[told : told + self._block_size])
+        n, free = self.settings.n, self.settings.n - self._space.size
+        width = min(self._block_size, free)
+        if self._krylov and self._space.size > 0:
+            return self._space.fresh(self._corrections(width), self._randn)
+        if self._probes_left > 0:
+            return self._space.fresh(self._randn(n, min(width, self._probes_left)), self._randn)
+        if self._waiting.shape[1] > 0:
+            return self._space.fresh(self._waiting[:, :width], self._randn)
+        if self._phase == GUARDING and self._guard_spent == 0:
+            return self._space.fresh(self._random_towards(self._guard_ends[0], width), self._randn)
+        return self._space.fresh(self._corrections(width), self._randn)
+
+    def _random_towards(self, end: str, width: int) -> Tensor:
+        """Random vectors rich in what the end is made of: covariance A⁻¹ at the bottom."""
+        drawn = self._randn(self.settings.n, width)
+        if end == "bottom" and self._surrogate is not None:
+            return self._surrogate.sample_inverse(drawn)
+        return drawn
+
+    def _corrections(self, width: int) -> Tensor:
+        """Directions for the first pairs that have not converged, at the end that is next."""
+        end, places = self._targets()
+        chosen = places[:width]
+        values, residuals = self._space.residuals(chosen)
+        if self.preconditioner == "none":
+            return residuals
+        if end == "bottom":
+            self._refit()
+        surrogate = self._surrogate
+        if surrogate is None:
+            return residuals
+        if not self._inner:
+            return surrogate.solve(residuals) if end == "bottom" else residuals
+        locked = self._space.vectors(self._end_places(end))
+        steps = INNER if end == "bottom" else 2 * INNER
+        return torch.cat(
+            [
+                surrogate.correction(end, residuals[:, i, None], float(values[i]), locked, steps)
+                for i in range(len(chosen))
+            ],
+            dim=1,
+        )
+
+    def _guess(self) -> None:
+        """Line up vectors worth trying: what A has at the top, then the start vectors."""
+        if not self._num_bottom:
+            return
+        guesses = []
+        if self.preconditioner == "surrogate":
+            self._refit()
+        if self._surrogate is not None:
+            # One is enough where only λmax, the measure of every residual, is to be known.
+            count = max(1, self._num_top)
+            random = self._randn(self.settings.n, 1)
+            if self._num_top < 2:
+                guesses.append(self._surrogate.extreme("top", random, count, 12 + 2 * count))
+            if self._surrogate.misfit < USABLE:
+                random = self._randn(self.settings.n, 1)
+                count = self._num_bottom
+                guesses.append(self._surrogate.extreme("bottom", random, count, 30 + 4 * count))
+        if self.start is not None:
+            guesses.append(self.start)
+        if guesses:
+            self._waiting = torch.cat(guesses, dim=1)
+            self._atypical = (self._space.size, self._space.size + self._waiting.shape[1])
+
+    def _refit(self) -> None:
+        size = self._space.size
+        if self._surrogate is None:
+            due = True
+        else:
+            due = bool(self._refits) and size >= self._refits[0]
+        if not due:
+            return
+        while self._refits and size >= self._refits[0]:
+            self._refits.pop(0)
+        # Vectors that were guessed tell little of how F treats all others.
+        typical = torch.ones(size, dtype=torch.bool)
+        typical[slice(*self._atypical)] = False
+        v, w = self._space.basis[:, typical], self._space.products[:, typical]
+        fitted = fit_surrogate(v, w, self.settings.image_shape or (self.settings.n,))
+        if self._surrogate is None and fitted is not None:
+            self._inner = INNER if fitted.misfit < CLOSE else 0
+        self._surrogate = fitted or self._surrogate
+
+    # -- taking products -----------------------------------------------------------------------
+
+    def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
+        width = block.shape[1]
+        if self._phase == VERIFYING:
+            self._verify(block, products, responses)
+            self._num_products += width
+            self._num_verification_products += width
+            return
+        self._space.grow(block, products)
+        self._num_products += width
+        if self._krylov:
+            self._krylov = not self._top_is_found()
+        elif self._probes_left > 0:
+            self._probes_left = max(0, self._probes_left - width)
+            if self._probes_left == 0:
+                self._guess()
+        elif self._waiting.shape[1] > 0:
+            self._waiting = self._waiting[:, width:].contiguous()
+        elif self._phase == GUARDING:
+            self._num_verification_products += width
+            self._guard_spent += width
+        if self._probes_left > 0 and self._space.size < self.settings.n:
+            self._make_room()
+            return
+        if self._phase == GUARDING:
+            self._guard()
+        if self._phase == SEARCHING:
+            self._look()
+        if self._phase != VERIFYING:
+            self._make_room()
+
+    def _look(self) -> None:
+        """Leave the search when every wanted residual is under the tolerance."""
+        if self._space.size < len(self.settings.wanted):
+            return
+        if self._waiting.shape[1] > 0 and self._space.size < self.settings.n:
+            return
+        if not self._measure():
+            self._watch_progress()
+            return
+        if self._space.size >= self.settings.n:
+            self._phase = VERIFYING
+            return
+        self._guard_ends = [end for end in ("top", "bottom") if self._needs_guard(end)]
+        self._begin_guarding()
+
+    def _measure(self) -> bool:
+        """Measure residuals until one is above the limit; return whether all are below.
+
+        Pairs that were below when last measured are measured again only when all others are.
+        """
+        limit, places = self._limit(), self._places()
+        for suspects in (self._norms > limit, torch.ones(len(places), dtype=torch.bool)):
+            candidates = [i for i in self._outermost_first() if bool(suspects[i])]
+            for start in range(0, len(candidates), AT_ONCE):
+                chunk = candidates[start : start + AT_ONCE]
+                _, residuals = self._space.residuals([places[i] for i in chunk])
+                self._norms[chunk] = residuals.norm(dim=0).double().cpu()
+                if float(self._norms[chunk].max()) > limit:
+                    return False
+        return True
+
+    def _top_is_found(self) -> bool:
+        """Whether the top pairs have converged, measured while only they are sought."""
+        limit, size = self._limit(), self._space.size
+        if size < len(self.settings.wanted):
+            return size >= self.settings.n
+        _, residuals = self._space.residuals(list(range(self._num_top)))
+        self._norms[: self._num_top] = residuals.norm(dim=0).double().cpu()
+        return float(self._norms[: self._num_top].max()) <= limit or size >= self.settings.n
+
+    def _outermost_first(self) -> list[int]:
+        """Wanted pairs in the order they are worked on: top inwards, then bottom inwards."""
+        wanted = len(self.settings.wanted)
+        return [*range(self._num_top), *reversed(range(self._num_top, wanted))]
+
+    def _limit(self) -> float:
+        tol = 0.97 * self.settings.tol / (1 + self._truth.failures)
+        # Below rounding a residual means nothing: let the true products decide.
+        return max(tol, 0.25 * rounding_floor(self.dtype, self.settings.n)) * self._space.scale
+
+    def _targets(self) -> tuple[str, list[int]]:
+        """Return the end to work on and the places of its unconverged pairs, outermost first."""
+        if self._phase == GUARDING:
+            end = self._guard_ends[0]
+            return end, [self._guard_place(end)]
+        limit, size, wanted = self._limit(), self._space.size, len(self.settings.wanted)
+        top = [i for i in range(self._num_top) if float(self._norms[i]) > limit]
+        if top:
+            return "top", top
+        bottom = [i for i in range(self._num_bottom) if float(self._norms[wanted - 1 - i]) > limit]
+        return "bottom", [size - 1 - i for i in bottom or [0]]
+
+    def _places(self) -> list[int]:
+        """Places of the wanted pairs among the Ritz values, decreasing."""
+        return [*self._end_places("top"), *self._end_places("bottom")]
+
+    def _end_places(self, end: str) -> list[int]:
+        size = self._space.size
+        if end == "top":
+            return list(range(min(self._num_top, size)))
+        return list(range(max(size - self._num_bottom, self._num_top), size))
+
+    def _guard_place(self, end: str) -> int:
+        """Place of the first Ritz pair inwards of the wanted ones."""
+        return self._num_top if end == "top" else self._space.size - 1 - self._num_bottom
+
+    def _watch_progress(self) -> None:
+        """Stop where residuals and Ritz values have both stood still for long."""
+        worst = self._norms[self._norms > self._limit()]
+        now = [len(worst), float(worst[0]), float(self._space.values[self._places()].sum())]
+        then, slack = self._standing, 1e-3 * self._limit()
+        if not then or now[0] < then[0] or now[1] < 0.99 * then[1] or abs(now[2] - then[2]) > slack:
+            self._standing, self._stood = now, 0
+            return
+        self._stood += 1
+        if self._stood >= max(200, 2 * self.basis_size):
+            floor = 10 * rounding_floor(self.dtype, self.settings.n) * self._space.scale
+            at_floor = float(worst.max()) <= floor
+            self._stop_reason = StopReason.FLOOR if at_floor else StopReason.STAGNATED
+
+    # -- the search for missed pairs -----------------------------------------------------------
+
+    def _needs_guard(self, end: str) -> bool:
+        places = self._end_places(end)
+        if not places:
+            return False
+        if end == "top":
+            return True
+        highest = float(self._space.values[places[0]])
+        return highest > 2 * self.settings.tol * self._space.scale
+
+    def _begin_guarding(self) -> None:
+        """Search the next end for missed pairs, or go on to the true products."""
+        self._guard_spent = 0
+        self._settled = self._space.values[self._places()].clone()
+        self._phase = GUARDING if self._guard_ends else VERIFYING
+        share = self._num_products // 10 if self._guard_ends[:1] == ["bottom"] else 0
+        self._guard_steps = min(40, max(GUARD_STEPS, share))
+
+    def _guard(self) -> None:
+        """Judge the search for missed pairs after each of its products."""
+        space, limit = self._space, self.settings.tol * self._space.scale
+        moved = float((space.values[self._places()] - self._settled).abs().max())
+        if moved > 0.5 * limit:
+            self._phase = SEARCHING  # a pair was missed: it is in the space now
+            self._norms.fill_(float("inf"))
+            return
+        if space.size >= self.settings.n:
+            self._guard_ends = []
+            self._begin_guarding()
+            return
+        if self._guard_spent < self._guard_steps:
+            return
+        end = self._guard_ends[0]
+        values, residual = space.residuals([self._guard_place(end)])
+        guard, reach = float(values[0]), float(residual.norm())
+        if end == "top":
+            apart = guard + reach <= float(space.values[self._num_top - 1]) + limit
+        else:
+            apart = guard - reach >= float(space.values[space.size - self._num_bottom]) - limit
+        spent = self._guard_spent >= max(60, self._num_products // 2)
+        if apart or spent:
+            self._unproven = self._unproven or not apart
+            self._guard_ends.pop(0)
+            self._begin_guarding()
+
+    def _verify(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
+        self._truth.measure(block, products, responses)
+        if not self._truth.complete:
+            return
+        self._stop_reason = self._judge()
+        if self._stop_reason is None:
+            self._back_to_search()
+
+    def _judge(self) -> StopReason | None:
+        exhausted = self._space.size >= self.settings.n
+        reason = self._truth.verdict(
+            self._space.scale, self.settings.tol, self.dtype, self.settings.n, exhausted=exhausted
+        )
+        if reason is StopReason.CONVERGED and self._unproven:
+            return StopReason.UNVERIFIED
+        return reason
+
+    def _back_to_search(self) -> None:
+        self._truth.forget()
+        self._phase = SEARCHING
+        self._norms.fill_(float("inf"))
+        self._standing, self._stood = [], 0
+        self._unproven = False
+        if self._space.size >= self.settings.n:
+            self._phase = VERIFYING
+        elif self._space.size >= len(self.settings.wanted):
+            self._measure()
+
+    # -- restart -------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        """Shrink a full space to the wanted Ritz vectors, their neighbours and the last ones."""
+        space = self._space
+        if space.size + self._block_size <= self.basis_size or space.size >= self.settings.n:
+            return
+        spare = int(0.4 * (space.size - len(self.settings.wanted)))
+        top = self._num_top + (spare // 2 if self._num_bottom and self._num_top else 1)
+        if not self._num_bottom:
+            top = self._num_top + spare
+        bottom = self._num_bottom + (spare - spare // 2 if self._num_top else spare)
+        bottom = bottom if self._num_bottom else 0
+        top = min(top, space.size - bottom)
+        space.restart([*range(top), *range(space.size - bottom, space.size)])
+        self._refits, self._atypical = [], (0, 0)
+
+    # -- what is known -------------------------------------------------------------------------
+
+    def progress(self) -> Progress:
+        """Return Ritz values and residuals of the wanted pairs, each as last measured."""
+        values, residuals, index, scale = self._measured()
+        return Progress(
+            eigenvalues=values,
+            residuals=residuals,
+            eigenindex=index,
+            scale=scale,
+            tol=self.settings.tol,
+            num_products=self._num_products,
+            phase=self._phase,
+        )
+
+    def _measured(self) -> tuple[Tensor, Tensor, Tensor, float]:
+        size, wanted = self._space.size, len(self.settings.wanted)
+        if size < wanted:
+            empty = torch.zeros(0, dtype=torch.float64)
+            return empty, empty, torch.zeros(0, dtype=torch.int64), self._space.scale
+        values = self._space.values[self._places()].clamp(min=0)
+        residuals = self._norms.clone()
+        for i, (value, residual) in enumerate(self._truth.pairs):
+            values[i], residuals[i] = value, residual
+        scale = max(self._space.scale, float(values.max()))
+        return values, residuals, torch.tensor(self.settings.wanted, dtype=torch.int64), scale
+
+    def result(self) -> Spectrum:
+        """Return the best pairs so far; see the class for when one is called converged."""
+        values, residuals, index, scale = self._measured()
+        places = self._places() if len(values) else []
+        guards = None
+        if places and not self.done:
+            # Measured residuals may be old; a result is asked for rarely.
+            _, fresh = self._space.residuals(places)
+            residuals = fresh.norm(dim=0).double().cpu()
+        if places and self.done:
+            inner = [self._guard_place(end) for end in ("top", "bottom") if self._end_places(end)]
+            inner = sorted({p for p in inner if 0 <= p < self._space.size} - set(places))
+            theta, fresh = self._space.residuals(inner)
+            guards = torch.stack([theta, fresh.norm(dim=0).double().cpu()], dim=1)
+        return make_spectrum(
+            self.settings,
+            values=values,
+            vectors=self._space.vectors(places).mT,
+            residuals=residuals,
+            index=index,
+            scale=scale,
+            stop_reason=self.stop_reason,
+            num_products=self._num_products,
+            num_verification_products=self._num_verification_products,
+            method=self.name,
+            notes=self._notes(),
+            guards=guards,
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        if self._surrogate is None:
+            return ()
+        return (
+            f"preconditioned by a modulated convolution in the {self._surrogate.basis} basis, "
+            f"misfit {self._surrogate.misfit:.2g}",
+        )
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def _export_state(self) -> dict[str, Any]:
+        return {
+            "space": self._space.state(),
+            "surrogate": None if self._surrogate is None else self._surrogate.state(),
+            "inner": self._inner,
+            "refits": list(self._refits),
+            "probes_left": self._probes_left,
+            "krylov": self._krylov,
+            "waiting": self._waiting.clone(),
+            "atypical": list(self._atypical),
+            "phase": self._phase,
+            "norms": self._norms.clone(),
+            "guard": [self._guard_spent, self._guard_steps],
+            "guard_ends": list(self._guard_ends),
+            "settled": self._settled.clone(),
+            "truth": self._truth.state(),
+            "standing": list(self._standing),
+            "stood": self._stood,
+            "unproven": self._unproven,
+        }
+
+    def _import_state(self, state: Mapping[str, Any]) -> None:
+        self._space.load(state["space"])
+        self.basis_size = max(self.basis_size, self._space.capacity)
+        saved = state["surrogate"]
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        self._surrogate = None if saved is None else ModulatedConvolution.from_state(saved, like)
+        self._inner = int(state["inner"])
+        self._refits = [int(size) for size in state["refits"]]
+        self._probes_left, self._waiting = int(state["probes_left"]), self._own(state["waiting"])
+        self._krylov = bool(state["krylov"])
+        self._atypical = (int(state["atypical"][0]), int(state["atypical"][1]))
+        self._phase = str(state["phase"])
+        self._norms = state["norms"].double().cpu().clone()
+        self._guard_spent, self._guard_steps = map(int, state["guard"])
+        self._guard_ends = [str(end) for end in state["guard_ends"]]
+        self._settled = state["settled"].double().cpu().clone()
+        self._truth.load(state["truth"])
+        self._standing = [float(x) for x in state["standing"]]
+        self._stood = int(state["stood"])
+        self._unproven = bool(state["unproven"])
+
+    def _reopen(self) -> None:
+        super()._reopen()
+        if self._stop_reason is not None:
+            return
+        if self._truth.complete:
+            self._stop_reason = self._judge()
+            if self._stop_reason in (StopReason.CONVERGED, StopReason.UNVERIFIED):
+                return
+        self._stop_reason = None
+        self._truth.reset()
+        self._pending = None
+        self._back_to_search()

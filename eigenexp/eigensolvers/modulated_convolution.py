@@ -1,0 +1,334 @@
+"""A surrogate of F for preconditioning: a convolution, a gain at each pixel, the convolution again.
+
+Vision models filter a picture and then scale the result from place to place (gain control,
+rectification), so that J ≈ diag(g)^½ K with a convolution K, and
+
+    F ≈ A = Kᵀ G K,    K = B diag(c) B⁻¹,    G = diag(g),
+
+where the columns of B are cosines or sinusoids. A is estimated from pairs (V, F V) that a solver
+has anyway, and A⁻¹ costs a few small transforms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["BASES", "ModulatedConvolution", "fit_surrogate"]
+
+BASES = ("mirrored", "cosine", "fourier")
+"""``mirrored``: cosines about the outer pixels (DCT-I), the eigenvectors of a symmetric filter with
+reflected borders; ``cosine``: cosines about the edges (DCT-II), those of one with repeated borders;
+``fourier``: sinusoids, those of any filter with periodic borders."""
+
+ITERATIONS = 15
+
+
+class Transform:
+    """B, its inverse and their transposes, on stacks of pictures ``(p, C, H, W)``."""
+
+    def __init__(self, basis: str, height: int, width: int, like: Tensor) -> None:
+        self.basis = basis
+        self.size = (height, width)
+        if basis != "fourier":
+            make = _mirrored if basis == "mirrored" else _cosine
+            axes = [make(height), make(width)]
+            # B = B_height ⊗ B_width; the inverse is taken once, in float64.
+            self._down, self._across = (b.to(like) for b, _ in axes)
+            self._down_inverse, self._across_inverse = (inverse.to(like) for _, inverse in axes)
+
+    def analyse(self, z: Tensor) -> Tensor:
+        """B⁻¹ z: the coefficients of ``z``."""
+        if self.basis == "fourier":
+            return torch.fft.rfft2(z, norm="ortho")
+        return self._down_inverse @ z @ self._across_inverse.mT
+
+    def project(self, y: Tensor) -> Tensor:
+        """Bᵀ y: the products of ``y`` with the columns of B."""
+        if self.basis == "fourier":
+            return torch.fft.rfft2(y, norm="ortho")
+        return self._down.mT @ y @ self._across
+
+    def synthesise(self, coefficients: Tensor) -> Tensor:
+        """B ĉ: the picture with these coefficients."""
+        if self.basis == "fourier":
+            return torch.fft.irfft2(coefficients, s=self.size, norm="ortho")
+        return self._down @ coefficients @ self._across.mT
+
+    def unproject(self, products: Tensor) -> Tensor:
+        """B⁻ᵀ ŷ: the picture with these products."""
+        if self.basis == "fourier":
+            return torch.fft.irfft2(products, s=self.size, norm="ortho")
+        return self._down_inverse.mT @ products @ self._across_inverse
+
+
+def _mirrored(size: int) -> tuple[Tensor, Tensor]:
+    """DCT-I: cos(π k x / (N − 1)); not orthogonal, its columns are in a weighted product."""
+    k = torch.arange(size, dtype=torch.float64)
+    b = torch.cos(math.pi * k[:, None] * k[None] / max(size - 1, 1))
+    # BᵀWB = D with W halving the two ends, hence B⁻¹ = D⁻¹BᵀW.
+    weight = torch.ones(size, dtype=torch.float64)
+    if size > 1:
+        weight[0] = weight[-1] = 0.5
+    norms = (b * b * weight[:, None]).sum(0)
+    b = b / norms.sqrt()
+    return b, (b * weight[:, None]).mT.contiguous()
+
+
+def _cosine(size: int) -> tuple[Tensor, Tensor]:
+    """DCT-II, orthonormal: cos(π k (x + ½) / N)."""
+    k = torch.arange(size, dtype=torch.float64)
+    b = torch.cos(math.pi * (k[:, None] + 0.5) * k[None] / size) * math.sqrt(2 / size)
+    b[:, 0] /= math.sqrt(2)
+    return b, b.mT.contiguous()
+
+
+@dataclass(frozen=True)
+class ModulatedConvolution:
+    """A = Kᵀ G K, symmetric and positive definite.
+
+    Attributes
+    ----------
+    basis
+        One of :data:`BASES`.
+    gain
+        ``(C, H, W)``: g, at each pixel of each mixed channel.
+    response
+        c for each channel and frequency, ``(C, H, W)`` or ``(C, H, W // 2 + 1)``.
+    mixing
+        ``(C, C)``, orthogonal: the channels are mixed first, so that F hardly couples them.
+    misfit
+        ‖A^(−½)(F V − A V)‖² / tr(Vᵀ F V) of the pairs it was made from; 0 where A = F.
+    """
+
+    basis: str
+    gain: Tensor
+    response: Tensor
+    mixing: Tensor
+    misfit: float
+
+    @property
+    def transform(self) -> Transform:
+        """The transform of the basis, on the device and in the dtype of the gain."""
+        cached: Transform | None = self.__dict__.get("_transform")
+        if cached is None:
+            cached = Transform(self.basis, *self.gain.shape[1:], like=self.gain)
+            self.__dict__["_transform"] = cached
+        return cached
+
+    def solve(self, vectors: Tensor) -> Tensor:
+        """Return A⁻¹ V = K⁻¹ G⁻¹ K⁻ᵀ V, ``(n, b)``.
+
+        Parameters
+        ----------
+        vectors
+            ``(n, b)``.
+        """
+        t = self.transform
+        y = t.project(self._pictures(vectors)) / self.response
+        x = t.unproject(y) / self.gain
+        x = t.synthesise(t.analyse(x) / self.response)
+        return self._vectors(x)
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """Return A V = Kᵀ G K V, ``(n, b)``."""
+        t = self.transform
+        x = t.synthesise(self.response * t.analyse(self._pictures(vectors))) * self.gain
+        return self._vectors(t.unproject(self.response * t.project(x)))
+
+    def extreme(self, end: str, start: Tensor, count: int, steps: int) -> Tensor:
+        """Return approximate eigenvectors of A at one end, outermost first, ``(n, count)``.
+
+        Lanczos with full reorthogonalisation on A or A⁻¹; it costs no product of F.
+
+        Parameters
+        ----------
+        end
+            ``"top"`` or ``"bottom"``.
+        start
+            ``(n, 1)``, random.
+        count
+            Vectors wanted.
+        steps
+            Size of the Krylov space.
+        """
+        operate = self.apply if end == "top" else self.solve
+        krylov = (start / start.norm()).mT.contiguous()
+        images = operate(krylov.mT)
+        for _ in range(min(max(steps, count), start.shape[0]) - 1):
+            w = images[:, -1]
+            for _ in range(2):
+                w = w - krylov.mT @ (krylov @ w)
+            norm = float(w.norm())
+            if norm <= 10 * torch.finfo(w.dtype).eps * float(images[:, -1].norm()):
+                break
+            krylov = torch.cat([krylov, (w / norm)[None]])
+            images = torch.cat([images, operate(krylov[-1, :, None])], dim=1)
+        projected = (krylov @ images).double().cpu()
+        vectors = torch.linalg.eigh((projected + projected.mT) / 2).eigenvectors.flip(1)
+        return krylov.mT @ vectors[:, :count].to(krylov)
+
+    def sample_inverse(self, white: Tensor) -> Tensor:
+        """Turn white noise ``(n, b)`` into K⁻¹ G^(−½) z, noise with the covariance A⁻¹."""
+        t = self.transform
+        x = self._pictures(white) / self.gain.sqrt()
+        return self._vectors(t.synthesise(t.analyse(x) / self.response))
+
+    def correction(
+        self, end: str, residual: Tensor, value: float, locked: Tensor, steps: int
+    ) -> Tensor:
+        """Solve the correction equation (A − θ) t = r off ``locked``, roughly.
+
+        t minimises the residual of P (A − θ) P t = r, P = I − U Uᵀ, over a small Krylov space, of
+        P A P in the 2-norm at the top, of P A⁻¹ P in the norm of A⁻¹ at the bottom (Sleijpen & van
+        der Vorst 1996, with A in place of F).
+
+        Parameters
+        ----------
+        end
+            ``"top"`` or ``"bottom"``.
+        residual
+            ``(n, 1)``.
+        value
+            θ.
+        locked
+            U, ``(n, k)``, orthonormal: the Ritz vectors that t must leave alone.
+        steps
+            Size of that Krylov space, beyond the first vector.
+        """
+
+        def off(vectors: Tensor) -> Tensor:
+            return vectors - locked @ (locked.mT @ vectors)
+
+        bottom = end == "bottom"
+        operate = self.solve if bottom else self.apply
+        krylov = [off(self.solve(residual) if bottom else residual)]
+        for _ in range(steps):
+            krylov.append(off(operate(krylov[-1] / krylov[-1].norm())))
+        t = torch.linalg.qr(torch.cat(krylov, dim=1)).Q
+        image = off(self.apply(t) - value * t)
+        weighted = self.solve(image) if bottom else image
+        gram = (image.mT @ weighted).double()
+        right = (weighted.mT @ residual).double()
+        if not bool(torch.isfinite(gram).all()):
+            return krylov[0]
+        return t @ (torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ right).to(t)
+
+    def _pictures(self, vectors: Tensor) -> Tensor:
+        pictures = vectors.mT.reshape(-1, *self.gain.shape)
+        return _mix(self.mixing, pictures)
+
+    def _vectors(self, pictures: Tensor) -> Tensor:
+        return _mix(self.mixing.mT, pictures).reshape(len(pictures), -1).mT
+
+    def state(self) -> dict[str, Any]:
+        """Return plain containers and tensors, for a checkpoint."""
+        return {
+            "basis": self.basis,
+            "gain": self.gain.clone(),
+            "response": self.response.clone(),
+            "mixing": self.mixing.clone(),
+            "misfit": self.misfit,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], like: Tensor) -> ModulatedConvolution:
+        """Return what :meth:`state` described, on the device and in the dtype of ``like``."""
+        gain, response, mixing = (state[name].to(like) for name in ("gain", "response", "mixing"))
+        return cls(str(state["basis"]), gain, response, mixing, float(state["misfit"]))
+
+
+def _mix(mixing: Tensor, pictures: Tensor) -> Tensor:
+    if len(mixing) == 1:
+        return pictures
+    return torch.einsum("ij,pjhw->pihw", mixing, pictures)
+
+
+def fit_surrogate(
+    vectors: Tensor, products: Tensor, image_shape: tuple[int, ...], *, iterations: int = ITERATIONS
+) -> ModulatedConvolution | None:
+    """Estimate A from pairs, in the basis that explains them best.
+
+    A minimises Σ ‖A^(−½)(w − A v)‖² = Σ wᵀA⁻¹w + vᵀA v − 2 vᵀw over the pairs, a distance in which
+    small and large eigenvalues weigh alike, by turns: g in closed form with K fixed, then one
+    multiplicative step of c with g fixed. Where F is of this form the minimum is 0 and A = F.
+
+    Parameters
+    ----------
+    vectors, products
+        ``(n, p)``: V and F V; a handful of pairs is enough, their contents must span all
+        frequencies (a random vector and its Krylov vectors do).
+    image_shape
+        ``(C, H, W)``, ``(H, W)`` or ``(n,)``.
+    iterations
+        Turns in each basis.
+
+    Returns
+    -------
+    ModulatedConvolution or None
+        None where F vanishes on the pairs.
+    """
+    channels, height, width = _sizes(image_shape)
+    z = vectors.mT.reshape(-1, channels, height, width)
+    y = products.mT.reshape(z.shape)
+    # tr over the pixels of each block of channels; its eigenvectors decouple them on average.
+    coupling = torch.einsum("pihw,pjhw->ij", y, z).double()
+    mixing = torch.linalg.eigh((coupling + coupling.mT) / 2).eigenvectors.mT.to(z)
+    z, y = _mix(mixing, z), _mix(mixing, y)
+    energy = float((z * y).sum().clamp(min=0))
+    scale = float(y.norm() / z.norm())
+    if energy <= 0 or not math.isfinite(scale) or scale == 0:
+        return None
+    fitted = [_fit(basis, z, y / scale, iterations) for basis in BASES]
+    energy /= scale
+    best = min(range(len(BASES)), key=lambda i: fitted[i][2])
+    gain, response, distance = fitted[best]
+    return ModulatedConvolution(BASES[best], gain * scale, response, mixing, distance / energy)
+
+
+def _sizes(image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(image_shape) == 1:
+        return 1, 1, image_shape[0]
+    *channels, height, width = image_shape
+    return math.prod(channels), height, width
+
+
+def _fit(basis: str, z: Tensor, y: Tensor, iterations: int) -> tuple[Tensor, Tensor, float]:
+    """Return g, c and the distance; ``y`` is scaled to the size of ``z``."""
+    transform = Transform(basis, *z.shape[-2:], like=z)
+    zh, yh = transform.analyse(z), transform.project(y)
+    tiny = torch.finfo(z.dtype).tiny ** 0.5
+    floor = 10 * torch.finfo(z.dtype).eps ** 0.5
+
+    def bounded(c: Tensor) -> Tensor:
+        return c.clamp(min=floor * float(c.max()))
+
+    c = bounded(((_energy(yh) + tiny) / (_energy(zh) + tiny)) ** 0.25)
+    g = torch.ones_like(z[0])
+    u, v = z, y
+    for turn in range(iterations + 1):
+        u = transform.synthesise(c * zh)  # K z
+        v = transform.unproject(yh / c)  # K⁻ᵀ y, which is G K z where A = F
+        g = ((v.square().sum(0) + tiny) / (u.square().sum(0) + tiny)).sqrt()
+        g = g.clamp(min=floor * float(g.max()))
+        if turn == iterations:
+            break
+        # Stationary where wᵀA⁻¹w and vᵀA v agree at every frequency; they scale as c⁻² and c².
+        against = _energy(yh / c, transform.analyse(v / g))
+        along = _energy(c * zh, transform.project(g * u))
+        usable = (against > tiny) & (along > tiny)
+        ratio = torch.where(usable, against / along.clamp(min=tiny), torch.ones_like(along))
+        c = bounded(c * ratio.clamp(1e-2, 1e2) ** 0.25)
+    distance = float(((v / g.sqrt() - g.sqrt() * u).double() ** 2).sum())
+    return g, c, distance
+
+
+def _energy(a: Tensor, b: Tensor | None = None) -> Tensor:
+    """Σ over the pairs of Re(ā b), for each channel and frequency."""
+    b = a if b is None else b
+    return (a.conj() * b).real.sum(0) if a.is_complex() else (a * b).sum(0)

@@ -1,0 +1,202 @@
+"""A search space with its products: orthonormal V, W = F V, and Ritz pairs of VᵀF V."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eigenexp.eigensolvers.numerics import check_definite, check_symmetric
+from eigenexp.errors import ProductError
+
+__all__ = ["SearchSpace"]
+
+CHUNK = 2**22
+"""Numbers rotated at a time in a restart, so that it needs no second copy of the space."""
+
+
+class SearchSpace:
+    """Orthonormal vectors V and their products W = F V, room for ``capacity`` of each.
+
+    Places count Ritz values from the largest, 0, to the smallest, ``size − 1``.
+
+    Parameters
+    ----------
+    n
+        Length of a vector.
+    capacity
+        Vectors at the most.
+    dtype, device
+        Of vectors and products. The projected matrix is float64 on the CPU.
+    """
+
+    def __init__(self, n: int, capacity: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.n, self.capacity, self.size = n, capacity, 0
+        # One vector a row: a vector is then contiguous, and the space a contiguous block.
+        self._v = torch.empty(capacity, n, dtype=dtype, device=device)
+        self._w = torch.empty(capacity, n, dtype=dtype, device=device)
+        self.projected = torch.zeros(0, 0, dtype=torch.float64)
+        self._ritz: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def basis(self) -> Tensor:
+        """V, ``(n, size)``, a view."""
+        return self._v[: self.size].mT
+
+    @property
+    def products(self) -> Tensor:
+        """F V, ``(n, size)``, a view."""
+        return self._w[: self.size].mT
+
+    @property
+    def values(self) -> Tensor:
+        """Ritz values, ``(size,)``, decreasing."""
+        return self._pairs()[0]
+
+    @property
+    def scale(self) -> float:
+        """The largest Ritz value, a lower bound of λmax; 0 for an empty space."""
+        return float(self.values[0].clamp(min=0)) if self.size else 0.0
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        if self._ritz is None:
+            values, vectors = torch.linalg.eigh(self.projected)
+            self._ritz = values.flip(0), vectors.flip(1)
+        return self._ritz
+
+    # -- growing -------------------------------------------------------------------------------
+
+    def fresh(self, directions: Tensor, randn: Callable[[int, int], Tensor]) -> Tensor:
+        """Return ``directions``, ``(n, b)``, orthonormal and orthogonal to V.
+
+        A direction that lies in V to rounding is replaced by a random one.
+        """
+        eps = torch.finfo(self._v.dtype).eps
+        ready = directions.new_empty(0, self.n)
+        for column in directions.unbind(1):
+            vector = column
+            for attempt in range(20):
+                norm = float(vector.norm())
+                # A last pass may leave the vector as small as rounding: it is in V then.
+                if norm > 0:
+                    vector = vector / norm
+                    for _ in range(3):
+                        before = float(vector.norm())
+                        vector = self._orthogonal(vector, ready)
+                        after = float(vector.norm())
+                        if after < 30 * eps:
+                            break
+                        vector = vector / after
+                        if after > 0.7 * before:  # no cancellation: orthogonal to rounding
+                            break
+                    else:
+                        after = 1.0
+                    if after >= 30 * eps:
+                        break
+                if attempt == 19:
+                    raise ProductError(
+                        "the search space cannot grow: every direction tried lies in it to rounding"
+                    )
+                vector = randn(self.n, 1)[:, 0].to(column)
+            ready = torch.cat([ready, vector[None]])
+        return ready.mT
+
+    def _orthogonal(self, vector: Tensor, others: Tensor) -> Tensor:
+        if self.size:
+            v = self._v[: self.size]
+            vector = torch.addmv(vector, v.mT, v @ vector, alpha=-1)
+        if len(others):
+            vector = vector - others.mT @ (others @ vector)
+        return vector
+
+    def grow(self, vectors: Tensor, products: Tensor) -> None:
+        """Take ``vectors`` ``(n, b)``, orthonormal and orthogonal to V, with their products.
+
+        Raises
+        ------
+        ProductError
+            When the products cannot come from a symmetric positive semidefinite operator; the
+            space is then as it was.
+        """
+        j, b = self.size, vectors.shape[1]
+        forward = self._v[:j] @ products  # VᵀF T
+        corner = (vectors.mT @ products).double().cpu()
+        scale = max(self.scale, float(products.norm(dim=0).max()))
+        if j:
+            backward = self._w[:j] @ vectors  # (F V)ᵀT, the same for a symmetric F
+            check_symmetric(forward, backward, scale, self.n)
+        check_symmetric(corner, corner.mT, scale, self.n, dtype=products.dtype)
+        corner = (corner + corner.mT) / 2
+        grown = torch.zeros(j + b, j + b, dtype=torch.float64)
+        grown[:j, :j] = self.projected
+        grown[:j, j:] = forward.double().cpu()
+        grown[j:, :j] = grown[:j, j:].mT
+        grown[j:, j:] = corner
+        values, pairs = torch.linalg.eigh(grown)
+        check_definite(float(values[0]), max(float(values[-1]), 0.0), self.n, products.dtype)
+        self.projected = grown
+        self._v[j : j + b] = vectors.mT
+        self._w[j : j + b] = products.mT
+        self.size = j + b
+        self._ritz = values.flip(0), pairs.flip(1)
+
+    # -- Ritz pairs ----------------------------------------------------------------------------
+
+    def vectors(self, places: Sequence[int]) -> Tensor:
+        """Return the Ritz vectors at ``places``, ``(n, len(places))``, unit norm."""
+        coefficients = self._pairs()[1][:, list(places)].to(self._v)
+        vectors = self.basis @ coefficients
+        return vectors / vectors.norm(dim=0)
+
+    def residuals(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return Ritz values ``(b,)`` and residual vectors W s − θ V s, ``(n, b)``."""
+        values, vectors = self._pairs()
+        theta, coefficients = values[list(places)], vectors[:, list(places)]
+        residuals = self.products @ coefficients.to(self._w)
+        residuals -= self.basis @ (coefficients * theta).to(self._v)
+        return theta, residuals
+
+    def restart(self, places: Sequence[int], extra: Tensor | None = None) -> None:
+        """Shrink to the Ritz vectors at ``places`` and the span of V ``extra``, ``(size, e)``."""
+        coefficients = self._pairs()[1][:, list(places)]
+        if extra is not None and extra.shape[1]:
+            rest = extra
+            for _ in range(2):
+                rest = rest - coefficients @ (coefficients.mT @ rest)
+            u, s, _ = torch.linalg.svd(rest, full_matrices=False)
+            coefficients = torch.cat([coefficients, u[:, s > 1e-8]], dim=1)
+        coefficients = torch.linalg.qr(coefficients).Q
+        rotation = coefficients.mT.to(self._v)
+        j, kept = self.size, coefficients.shape[1]
+        step = max(1, CHUNK // j)
+        for stored in (self._v, self._w):
+            for start in range(0, self.n, step):
+                part = slice(start, start + step)
+                stored[:kept, part] = rotation @ stored[:j, part]
+        projected = coefficients.mT @ self.projected @ coefficients
+        self.projected = (projected + projected.mT) / 2
+        self.size = kept
+        self._ritz = None
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of what there is, for a checkpoint."""
+        return {
+            "basis": self._v[: self.size].clone(),
+            "products": self._w[: self.size].clone(),
+            "projected": self.projected.clone(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned, in this space's dtype and on its device."""
+        basis, products = (state[name].to(self._v) for name in ("basis", "products"))
+        self.size = len(basis)
+        if self.size > self.capacity:
+            self.capacity = self.size
+            self._v, self._w = (self._v.new_empty(self.size, self.n) for _ in range(2))
+        self._v[: self.size], self._w[: self.size] = basis, products
+        self.projected = state["projected"].double().cpu().clone()
+        self._ritz = None
