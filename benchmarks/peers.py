@@ -1,0 +1,224 @@
+"""Other public eigensolvers on the same problems, every product counted.
+
+Each is asked for a residual of ``tol · λmax``, with what helps it handed over for nothing: the true
+λmax, the true λ where its tolerance is relative to it, a shift of exactly λmax. Each stores at most
+40 vectors. A cell that wants both ends takes two of their runs.
+
+PRIMME       ``method="PRIMME_DEFAULT_MIN_MATVECS"``, its own basis or one of 40, whichever needs fewer
+eigsh        SciPy's ARPACK; ``LA`` of F at the top, ``LA`` of λmax·I − F at the bottom
+LOBPCG       SciPy's, block size k, no preconditioner (it is given none)
+plenoptic    its power iteration (two products a step and column), stopped for it at the first step
+             where the residual is small enough; the shift is λmax; at most 20 000 products. Run in
+             F's eigenbasis, which its iteration cannot tell from any other and is cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, lobpcg
+from solver_problems import Cell, Problem, wrong_pairs
+from torch import Tensor
+
+try:
+    import primme
+except ImportError:  # needs a BLAS and a LAPACK to link with when it is installed
+    primme = None
+
+Array = NDArray[np.float64]
+CAP = 20_000
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pairs of one end, ``(k,)`` and ``(n, k)`` in any order, and the products they took."""
+
+    values: Array
+    vectors: Array
+    products: int
+    converged: bool
+
+
+class Counted(LinearOperator):
+    """F, or σI − F, that counts the columns it is multiplied with."""
+
+    def __init__(self, matrix: Tensor, shift: float | None = None) -> None:
+        super().__init__(np.dtype(np.float64), tuple(matrix.shape))
+        self._matrix, self._shift = matrix.numpy(), shift
+        self.products = 0
+
+    def _matmat(self, block: Array) -> Array:
+        block = np.asarray(block).reshape(self.shape[0], -1)
+        self.products += block.shape[1]
+        product: Array = self._matrix @ block
+        return product if self._shift is None else self._shift * block - product
+
+    def _matvec(self, vector: Array) -> Array:
+        return self._matmat(vector)[:, 0]
+
+
+def start(problem: Problem, seed: int, columns: int) -> Array:
+    """Return random columns; the first is where our solvers and the yardstick start."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(columns, problem.n, generator=generator, dtype=torch.float64)
+    return drawn.T.numpy().copy()
+
+
+def by_primme(problem: Problem, end: str, k: int, tol: float, seed: int) -> Found:
+    """PRIMME's GD+k."""
+    runs = []
+    for basis in (None, 40):
+        operator = Counted(problem.fisher)
+        options = {} if basis is None else {"ncv": basis}
+        converged = True
+        try:
+            values, vectors = primme.eigsh(
+                operator,
+                k,
+                which="LA" if end == "top" else "SA",
+                v0=start(problem, seed, 1),
+                tol=tol,
+                method="PRIMME_DEFAULT_MIN_MATVECS",
+                convtest=lambda value, vector, residual: residual <= tol * problem.scale,
+                maxiter=CAP,
+                return_unconverged=True,
+                **options,
+            )
+        except primme.PrimmeError:
+            values, vectors, converged = np.zeros(0), np.zeros((problem.n, 0)), False
+        runs.append(Found(values, vectors, operator.products, converged))
+    return min(runs, key=lambda run: (not run.converged, run.products))
+
+
+def by_eigsh(problem: Problem, end: str, k: int, tol: float, seed: int) -> Found:
+    """ARPACK, shifted at the bottom."""
+    shift = problem.scale if end == "bottom" else None
+    operator = Counted(problem.fisher, shift)
+    true = problem.values[k - 1] if end == "top" else problem.scale - problem.values[-k]
+    relative = tol * problem.scale / max(float(true), tol * problem.scale)
+    try:
+        values, vectors = eigsh(
+            operator,
+            k,
+            which="LA",
+            v0=start(problem, seed, 1)[:, 0],
+            tol=min(relative, 1.0),
+            ncv=40 if end == "bottom" else None,
+            maxiter=CAP,
+        )
+        converged = True
+    except ArpackNoConvergence as error:
+        values, vectors, converged = error.eigenvalues, error.eigenvectors, False
+    if shift is not None:
+        values = shift - values
+    return Found(values, vectors, operator.products, converged)
+
+
+def by_lobpcg(problem: Problem, end: str, k: int, tol: float, seed: int) -> Found:
+    """SciPy's LOBPCG."""
+    operator = Counted(problem.fisher)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where it does not converge; judged below
+        values, vectors = lobpcg(
+            operator,
+            start(problem, seed, k),
+            largest=end == "top",
+            tol=tol * problem.scale,
+            maxiter=CAP // k,
+        )
+    residuals = np.linalg.norm(problem.fisher.numpy() @ vectors - vectors * values, axis=0)
+    return Found(
+        values, vectors, operator.products, bool(residuals.max() <= 2 * tol * problem.scale)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _power_history(name: str, end: str, k: int, seed: int) -> tuple[list[float], list[Array]]:
+    """Return the worst residual after every step in units of λmax, and Ritz values as it sees them."""
+    values, scale = _SPECTRA[name], float(_SPECTRA[name][0])
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(len(values), k, generator=generator, dtype=torch.float64)
+    v = values[:, None] * v
+    v = v / v.norm(dim=0)
+    shift = scale if end == "bottom" else 0.0
+    worst, ritz = [], []
+    for _ in range(CAP // (2 * k) - 2):
+        v = torch.linalg.qr(values[:, None] * v - shift * v).Q
+        product = values[:, None] * v
+        theta = (v * product).sum(dim=0)
+        worst.append(float((product - theta * v).norm(dim=0).max()) / scale)
+        ritz.append(theta.numpy())
+        if worst[-1] < 0.9e-6:
+            break
+    return worst, ritz
+
+
+_SPECTRA: dict[str, Tensor] = {}
+
+
+def by_plenoptic(problem: Problem, end: str, k: int, tol: float, seed: int) -> Found:
+    """Plenoptic's orthogonal iteration; its vectors are not kept, and so not judged."""
+    _SPECTRA[problem.name] = problem.values
+    worst, ritz = _power_history(problem.name, end, k, seed)
+    reached = [step for step, residual in enumerate(worst) if residual <= tol]
+    step = reached[0] if reached else len(worst) - 1
+    return Found(ritz[step], np.zeros((problem.n, 0)), 2 * k * (step + 2), bool(reached))
+
+
+PEERS: dict[str, Callable[[Problem, str, int, float, int], Found]] = {
+    **({} if primme is None else {"PRIMME": by_primme}),
+    "eigsh": by_eigsh,
+    "LOBPCG": by_lobpcg,
+    "plenoptic": by_plenoptic,
+}
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """One peer's run on a cell."""
+
+    products: int
+    wrong: int
+    unconverged: int
+
+
+class Peers:
+    """Runs peers, each end once for all the cells that want it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, str, int, float, int], Found] = {}
+
+    def run(self, name: str, problem: Problem, cell: Cell, seed: int) -> PeerResult:
+        """Return the peer's products on ``cell`` and how many of its pairs are wrong."""
+        products = wrong = unconverged = 0
+        for end in ("top", "bottom") if cell.which == "both" else (cell.which,):
+            key = (name, problem.name, end, cell.k, cell.tol, seed)
+            if key not in self._kept:
+                with contextlib.suppress(KeyError):
+                    self._kept[key] = PEERS[name](problem, end, cell.k, cell.tol, seed)
+            found = self._kept[key]
+            one_end = Cell(end, cell.k, cell.tol)
+            products += found.products
+            unconverged += 0 if found.converged else cell.k
+            wrong += self._wrong(name, problem, one_end, found)
+        return PeerResult(products, wrong, unconverged)
+
+    @staticmethod
+    def _wrong(name: str, problem: Problem, cell: Cell, found: Found) -> int:
+        order = np.argsort(-found.values)
+        index = cell.wanted(problem.n)
+        if name == "plenoptic":
+            error = np.abs(found.values[order] - problem.values[index].numpy())
+            return int((error > 2 * cell.tol * problem.scale).sum())
+        if cell.which == "bottom":
+            index = index[len(index) - len(order) :]
+        values = torch.from_numpy(np.ascontiguousarray(found.values[order]))
+        vectors = torch.from_numpy(np.ascontiguousarray(found.vectors[:, order].T))
+        return len(wrong_pairs(problem, cell, index[: len(order)], values, vectors))
