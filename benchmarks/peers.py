@@ -4,17 +4,17 @@ Each is asked for a residual of ``tol · λmax``, with what helps it handed over
 λmax, the true λ where its tolerance is relative to it, a shift of exactly λmax. Each stores at most
 40 vectors. A cell that wants both ends takes two of their runs.
 
-PRIMME       ``method="PRIMME_DEFAULT_MIN_MATVECS"``, its own basis or one of 40, whichever needs fewer
-eigsh        SciPy's ARPACK; ``LA`` of F at the top, ``LA`` of λmax·I − F at the bottom
-LOBPCG       SciPy's, block size k, no preconditioner (it is given none)
+PRIMME       DEFAULT_MIN_MATVECS, its own basis or one of 40 vectors, whichever needs fewer; absent
+             where it is not installed (``pip install primme`` builds it, given BLAS and LAPACK)
+eigsh        SciPy's ARPACK: ``LA`` of F at the top, ``LA`` of λmax·I − F at the bottom
+LOBPCG       SciPy's, block size k, without a preconditioner
 plenoptic    its power iteration (two products a step and column), stopped for it at the first step
              where the residual is small enough; the shift is λmax; at most 20 000 products. Run in
-             F's eigenbasis, which its iteration cannot tell from any other and is cheap.
+             the eigenbasis of F, where its iteration is the same and its products are cheap.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, lobpcg
-from solver_problems import Cell, Problem, wrong_pairs
+from solver_problems import TOLERANCES, Cell, Problem, wrong_pairs
 from torch import Tensor
 
 try:
@@ -139,37 +139,35 @@ def by_lobpcg(problem: Problem, end: str, k: int, tol: float, seed: int) -> Foun
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _power_history(name: str, end: str, k: int, seed: int) -> tuple[list[float], list[Array]]:
-    """Return the worst residual after every step in units of λmax, and Ritz values as it sees them."""
-    values, scale = _SPECTRA[name], float(_SPECTRA[name][0])
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(len(values), k, generator=generator, dtype=torch.float64)
-    v = values[:, None] * v
-    v = v / v.norm(dim=0)
+@functools.lru_cache(maxsize=4)
+def _power_iteration(
+    problem: Problem, end: str, k: int, seed: int, tol: float
+) -> list[tuple[float, Array]]:
+    """Return after every step the worst residual over λmax, and the Ritz values.
+
+    The iteration of plenoptic 2.1, ``Eigendistortion._synthesize_power``.
+    """
+    values, scale = problem.values[:, None], problem.scale
     shift = scale if end == "bottom" else 0.0
-    worst, ritz = [], []
-    for _ in range(CAP // (2 * k) - 2):
-        v = torch.linalg.qr(values[:, None] * v - shift * v).Q
-        product = values[:, None] * v
-        theta = (v * product).sum(dim=0)
-        worst.append(float((product - theta * v).norm(dim=0).max()) / scale)
-        ritz.append(theta.numpy())
-        if worst[-1] < 0.9e-6:
-            break
-    return worst, ritz
-
-
-_SPECTRA: dict[str, Tensor] = {}
+    v = values * torch.from_numpy(start(problem, seed, k))
+    v = v / v.norm(dim=0)
+    history: list[tuple[float, Array]] = []
+    while 2 * k * (len(history) + 2) < CAP and not (history and history[-1][0] <= tol):
+        v = torch.linalg.qr(values * v - shift * v).Q
+        product = values * v
+        ritz = (v * product).sum(dim=0)
+        worst = float((product - ritz * v).norm(dim=0).max()) / scale
+        history.append((worst, ritz.numpy()))
+    return history
 
 
 def by_plenoptic(problem: Problem, end: str, k: int, tol: float, seed: int) -> Found:
-    """Plenoptic's orthogonal iteration; its vectors are not kept, and so not judged."""
-    _SPECTRA[problem.name] = problem.values
-    worst, ritz = _power_history(problem.name, end, k, seed)
-    reached = [step for step, residual in enumerate(worst) if residual <= tol]
-    step = reached[0] if reached else len(worst) - 1
-    return Found(ritz[step], np.zeros((problem.n, 0)), 2 * k * (step + 2), bool(reached))
+    """Plenoptic's orthogonal iteration; its vectors are those of another basis, not returned."""
+    history = _power_iteration(problem, end, k, seed, min(tol, *TOLERANCES))
+    reached = [step for step, (worst, _) in enumerate(history) if worst <= tol]
+    step = reached[0] if reached else len(history) - 1
+    products = 2 * k * (step + 2)
+    return Found(history[step][1], np.zeros((problem.n, 0)), products, bool(reached))
 
 
 PEERS: dict[str, Callable[[Problem, str, int, float, int], Found]] = {
@@ -201,8 +199,7 @@ class Peers:
         for end in ("top", "bottom") if cell.which == "both" else (cell.which,):
             key = (name, problem.name, end, cell.k, cell.tol, seed)
             if key not in self._kept:
-                with contextlib.suppress(KeyError):
-                    self._kept[key] = PEERS[name](problem, end, cell.k, cell.tol, seed)
+                self._kept[key] = PEERS[name](problem, end, cell.k, cell.tol, seed)
             found = self._kept[key]
             one_end = Cell(end, cell.k, cell.tol)
             products += found.products

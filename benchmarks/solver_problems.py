@@ -1,4 +1,4 @@
-"""What eigensolvers are measured on: problems, the yardstick, and the judge of a result."""
+"""What eigensolvers are measured on: problems, and the judge of a result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor, nn
 
 import eigenexp as ee
@@ -69,7 +68,7 @@ def count(operator: ee.DenseOperator | ee.FisherOperator) -> float:
     return (jacobian.num_jvp + jacobian.num_vjp) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """An operator, its F in float64, and the true eigenvalues, decreasing."""
 
@@ -246,110 +245,3 @@ def wrong_pairs(
         if float(rest.norm()) > 0:
             earlier.append(rest / rest.norm())
     return found
-
-
-# -- the yardstick -----------------------------------------------------------------------------
-
-
-def yardstick(
-    multiply: Callable[[Tensor], Tensor],
-    n: int,
-    seed: int,
-    goals: Sequence[Cell],
-    values: Tensor | None = None,
-) -> dict[Cell, int]:
-    """Return the products unrestarted Lanczos needs for every goal, from one run.
-
-    Full reorthogonalisation, twice; started from the random vector our own solvers draw for
-    ``seed``; continued with a fresh random vector when its Krylov space is exhausted. A goal is
-    reached at the first step where, for every pair of it, the residual (β |s_j|, exact in exact
-    arithmetic) is at most ``tol · λmax`` and the Ritz value lies within ``2 · tol · λmax`` of the
-    eigenvalue of its index. Beyond 128 steps only every fourth is looked at, and then those between.
-
-    Parameters
-    ----------
-    multiply
-        F·v for v of shape ``(n,)``.
-    values
-        The true eigenvalues, decreasing. Without them (too large to decompose) λmax is the largest
-        Ritz value, the top is right where its residual is, and the bottom where its Ritz values are
-        below ``2 · tol · λmax`` (they bound eigenvalues that are at least 0 from above).
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def fresh(basis: Tensor) -> Tensor:
-        vector = torch.randn(n, generator=generator, dtype=torch.float64)
-        for _ in range(3):
-            vector = vector / vector.norm()
-            vector = vector - basis.T @ (basis @ vector)
-        return vector / vector.norm()
-
-    room = min(n, 256)
-    basis = torch.empty(room, n, dtype=torch.float64)
-    alphas: list[float] = []
-    betas: list[float] = []
-    open_goals, counts = list(goals), {}
-    q = fresh(basis[:0])
-    looked = 0
-    while open_goals and len(alphas) < n:
-        j = len(alphas)
-        if j == room:
-            room = min(n, 2 * room)
-            basis = torch.cat([basis, torch.empty(room - j, n, dtype=torch.float64)])
-        basis[j] = q
-        w = multiply(q)
-        alphas.append(float(q @ w))
-        for _ in range(2):
-            w = w - basis[: j + 1].T @ (basis[: j + 1] @ w)
-        beta = float(w.norm())
-        largest = max(abs(alpha) for alpha in alphas)
-        if beta <= 1e-13 * largest:
-            beta = 0.0
-            w = fresh(basis[: j + 1]) if j + 1 < n else w
-        betas.append(beta)
-        q = w / w.norm() if j + 1 < n else w
-        if j + 1 > 128 and (j + 1) % 4 and j + 1 < n:
-            continue
-        for size in range(j + 1, looked, -1):
-            reached = [g for g in open_goals if _reached(g, alphas[:size], betas[:size], n, values)]
-            if not reached:
-                break
-            counts.update(dict.fromkeys(reached, size))
-        open_goals = [goal for goal in open_goals if goal not in counts]
-        looked = j + 1
-    return counts
-
-
-def _reached(
-    goal: Cell, alphas: list[float], betas: list[float], n: int, values: Tensor | None
-) -> bool:
-    size = len(alphas)
-    if size < min(n, len(goal.wanted(n))):
-        return False
-    ends = ("top", "bottom") if goal.which == "both" else (goal.which,)
-    k = min(goal.k, size)
-    for end in ends:
-        first = 0 if end == "bottom" else size - k
-        ritz, vectors = eigh_tridiagonal(
-            alphas, betas[:-1], select="i", select_range=(first, first + k - 1)
-        )
-        if values is not None:
-            scale = float(values[0])
-            true = values.flip(0)[first + n - size if end == "top" else 0 :][:k].numpy()
-            off = float(abs(ritz - true).max())
-        else:
-            scale = float(
-                eigh_tridiagonal(
-                    alphas,
-                    betas[:-1],
-                    eigvals_only=True,
-                    select="i",
-                    select_range=(size - 1, size - 1),
-                )[0]
-            )
-            off = float(ritz.max()) if end == "bottom" else 0.0
-        if off > 2 * goal.tol * scale:
-            return False
-        if betas[-1] * float(abs(vectors[-1]).max()) > goal.tol * scale:
-            return False
-    return True
