@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from solver_problems import Cell
 from torch import Tensor
-
-EVERY_STEP = 128
 
 
 def least_products(
@@ -25,7 +25,7 @@ def least_products(
     ``seed``; continued with a fresh random vector when its Krylov space is exhausted. A goal is
     reached at the first step where, for every pair of it, the residual (β |s|, exact in exact
     arithmetic) is at most ``tol · λmax`` and the Ritz value lies within ``2 · tol · λmax`` of the
-    eigenvalue of its index. Beyond 128 steps every fourth is looked at, then those before it.
+    eigenvalue of its index.
 
     Parameters
     ----------
@@ -41,7 +41,6 @@ def least_products(
     alphas: list[float] = []
     betas: list[float] = []
     counts: dict[Cell, int] = {}
-    looked = 0
     q = _fresh(generator, basis[:0])
     for step in range(1, n + 1):
         if step > len(basis):
@@ -57,21 +56,10 @@ def least_products(
         betas.append(0.0 if exhausted else beta)
         if step < n:
             q = _fresh(generator, known) if exhausted else w / beta
-        if step > EVERY_STEP and step % 4 and step < n:
-            continue
-        for size in range(step, looked, -1):
-            reached = [
-                goal
-                for goal in goals
-                if counts.get(goal, step) > looked
-                and _is_reached(goal, alphas[:size], betas[:size], n, values)
-            ]
-            counts.update(dict.fromkeys(reached, size))
-            if not reached:
-                break
+        left = [goal for goal in goals if goal not in counts]
+        counts.update(dict.fromkeys(_reached(left, alphas, betas, n, values), step))
         if len(counts) == len(goals):
             break
-        looked = step
     return counts
 
 
@@ -84,34 +72,33 @@ def _fresh(generator: torch.Generator, known: Tensor) -> Tensor:
     return vector / vector.norm()
 
 
-def _is_reached(
-    goal: Cell, alphas: list[float], betas: list[float], n: int, values: Tensor | None
-) -> bool:
-    """Whether the tridiagonal matrix holds every pair of ``goal``, right and to its tolerance."""
+def _reached(
+    goals: list[Cell], alphas: list[float], betas: list[float], n: int, values: Tensor | None
+) -> list[Cell]:
+    """Return those goals of which the tridiagonal matrix holds every pair, right and accurate."""
     size = len(alphas)
-    if size < len(goal.wanted(n)):
-        return False
-    for end in ("top", "bottom") if goal.which == "both" else (goal.which,):
-        first = 0 if end == "bottom" else size - goal.k
-        ritz, vectors = eigh_tridiagonal(
-            alphas, betas[:-1], select="i", select_range=(first, first + goal.k - 1)
-        )
-        if values is None:
-            scale = _largest(alphas, betas)
-            off = float(ritz.max()) if end == "bottom" else 0.0
+    goals = [goal for goal in goals if size >= len(goal.wanted(n))]
+    k = min(size, max((goal.k for goal in goals), default=0))
+    if k == 0:
+        return []
+
+    def extreme(first: int, last: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        ritz, vectors = eigh_tridiagonal(alphas, betas[:-1], select="i", select_range=(first, last))
+        return ritz, betas[-1] * abs(vectors[-1])
+
+    # Outermost pair first, at both ends.
+    found = {"bottom": extreme(0, k - 1)}
+    found["top"] = tuple(part[::-1] for part in extreme(size - k, size - 1))
+    scale = float(found["top"][0][0] if values is None else values[0])
+
+    def holds(goal: Cell, end: str) -> bool:
+        ritz, residuals = (part[: goal.k] for part in found[end])
+        if values is not None:
+            true = values if end == "top" else values.flip(0)
+            off = abs(ritz - true[: goal.k].numpy())
         else:
-            scale = float(values[0])
-            true = values[-goal.k :] if end == "bottom" else values[: goal.k]
-            off = float(abs(ritz - true.flip(0).numpy()).max())
-        residual = betas[-1] * float(abs(vectors[-1]).max())
-        if off > 2 * goal.tol * scale or residual > goal.tol * scale:
-            return False
-    return True
+            off = ritz if end == "bottom" else 0 * ritz
+        return bool((residuals <= goal.tol * scale).all() and (off <= 2 * goal.tol * scale).all())
 
-
-def _largest(alphas: list[float], betas: list[float]) -> float:
-    last = len(alphas) - 1
-    found = eigh_tridiagonal(
-        alphas, betas[:-1], eigvals_only=True, select="i", select_range=(last, last)
-    )
-    return float(found[0])
+    ends = {"both": ("top", "bottom")}
+    return [g for g in goals if all(holds(g, end) for end in ends.get(g.which, (g.which,)))]
