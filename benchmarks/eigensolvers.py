@@ -28,7 +28,8 @@ memory      A process solves at 3×224×224: its peak beyond products alone is a
 plenoptic   OnOff 64² (``--full``: 256² too), top 1 and bottom 1 to the residuals plenoptic reaches
             with its defaults: at least 20 times faster.
 
-Times are CPU seconds of one thread, so that a busy machine blurs them less.
+Times are CPU seconds of one thread, so that a busy machine blurs them less. What one product and a
+dense Jacobian cost is measured by ``products.py``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from peers import primme
+from peers import PEERS
 from solver_cells import Row, section_cells, section_float32, section_growth, section_spectra
 from solver_problems import MODELS, NAMES, TOLERANCES
 from solver_resources import section_arithmetic, section_memory, section_plenoptic
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table; return 1 where a bar is missed."""
     options = parse(arguments)
     torch.set_num_threads(1)
-    if options.peers and primme is None:
+    if options.peers and "PRIMME" not in PEERS:
         print("PRIMME is not installed (pip install primme, which links with BLAS and LAPACK)")
     print(head())
     rows: list[Row] = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -179,3 +181,21 @@ def test_a_number_of_seeds_below_one_is_refused(module, capsys) -> None:
     with pytest.raises(SystemExit):
         module("eigensolvers").parse(["--seeds", "0"])
     assert "expected at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_quick_table_has_every_section(module, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "eigensolvers.py"), "--quick", "--json", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    facts = json.loads(file.read_text())
+    assert {row["section"] for row in facts["rows"]} == set(module("eigensolvers").SECTIONS)
+    assert all(row["wrong"] == 0 for row in facts["rows"] if row["section"] == "spectra")
+    memory = [row for row in facts["rows"] if row["section"] == "memory"]
+    assert all(row["beyond"] > row["vector"] for row in memory)
