@@ -3,7 +3,7 @@
     python benchmarks/eigensolvers.py [--json FILE] [--quick] [--full]
         [--sections cells spectra growth float32 arithmetic memory plenoptic]
         [--models OnOff LGG ...] [--cells top1 bottom5 ...] [--methods auto lanczos ...]
-        [--seeds 20] [--other-seeds 3] [--no-peers]
+        [--seeds 20] [--other-seeds 5] [--no-peers]
 
 One table. A *product* is one column of F·v, counted by the operator. The yardstick is Lanczos
 without restarts and with full reorthogonalisation (see ``yardstick.py``), from the same random
@@ -124,7 +124,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tols", nargs="+", type=float, default=list(TOLERANCES))
     add("--methods", nargs="+", choices=METHODS, default=ours[:1] if quick else ours)
     add("--seeds", type=positive, default=2 if quick else 20, help="of the first method")
-    add("--other-seeds", type=positive, default=1 if quick else 3, help="of everything else")
+    add("--other-seeds", type=positive, default=1 if quick else 5, help="of everything else")
     add("--peers", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args(arguments)
     # A row for both ends is compared with either end alone.
