@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress, Request, Settings, Which
+from eigenexp.eigensolvers.exact import Exact
 from eigenexp.eigensolvers.lanczos import Lanczos
 from eigenexp.eigensolvers.power import Power
+from eigenexp.eigensolvers.randomized_svd import RandomizedSVD
 from eigenexp.errors import InputError
 from eigenexp.spectrum import Spectrum
 
 __all__ = [
     "METHODS",
     "Eigensolver",
+    "Exact",
     "FisherLike",
     "Lanczos",
     "Power",
     "Progress",
+    "RandomizedSVD",
     "Request",
     "Settings",
     "Which",
@@ -30,7 +34,13 @@ __all__ = [
     "solve",
 ]
 
-METHODS: dict[str, type[Eigensolver]] = {"auto": Lanczos, "lanczos": Lanczos, "power": Power}
+METHODS: dict[str, type[Eigensolver]] = {
+    "auto": Lanczos,
+    "exact": Exact,
+    "lanczos": Lanczos,
+    "power": Power,
+    "randomized_svd": RandomizedSVD,
+}
 """The methods by name; ``"auto"`` is the one that serves most problems best."""
 
 
