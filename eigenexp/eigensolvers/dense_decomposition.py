@@ -5,28 +5,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["fisher_eigenpairs", "numerical_rank", "right_singular"]
+__all__ = ["fisher_eigenpairs", "jacobian_eigenpairs", "numerical_rank", "perturbation_bounds"]
 
 
-def right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the singular values and all right singular vectors of ``matrix``, decreasing.
-
-    In float64. Squaring J first would lose every eigenvalue below λmax·eps; its singular values
-    keep them to λmax·eps². A triangular factor with the same ones is decomposed in place of a
-    matrix that is not square, so the cost is that of the shorter side cubed. Where m < n, or the
-    rank is short, the rows still are a whole orthonormal basis: the last ones span the null space.
+def jacobian_eigenpairs(jacobian: Tensor) -> tuple[Tensor, Tensor]:
+    """Return all eigenvalues of F = JᵀJ, decreasing, and its eigenvectors (rows), in float64.
 
     Parameters
     ----------
-    matrix
+    jacobian
         ``(m, n)``, float32 or float64.
 
     Returns
     -------
-    singular, rows
-        ``(min(m, n),)`` and ``(n, n)``: row i belongs to singular value i, the rest to zero.
+    values, rows
+        ``(n,)``, zero from place m on where m < n, and ``(n, n)``, orthonormal.
     """
-    matrix = matrix.to(torch.float64)
+    singular, rows = _right_singular(jacobian.to(torch.float64))
+    values = singular.new_zeros(jacobian.shape[1])
+    values[: len(singular)] = singular.square()
+    return values, rows
+
+
+def perturbation_bounds(values: Tensor, doubt: float) -> Tensor:
+    """Return how far eigenvalues of JᵀJ move at the most when J changes by ``doubt`` in 2-norm.
+
+    |σᵢ(J) − σᵢ(J + ΔJ)| ≤ ‖ΔJ‖ (Weyl), so λᵢ = σᵢ² moves by at most ‖ΔJ‖ (2σᵢ + ‖ΔJ‖).
+    """
+    return doubt * (2 * values.clamp(min=0).sqrt() + doubt)
+
+
+def _right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return singular values ``(min(m, n),)`` and all right singular vectors ``(n, n)``, as rows.
+
+    Squaring J first would lose every eigenvalue below λmax·eps; its singular values
+    keep them to λmax·eps². A triangular factor with the same ones is decomposed in place of a
+    matrix that is not square, so the cost is that of the shorter side cubed. Where m < n, or the
+    rank is short, the rows still are a whole orthonormal basis: the last ones span the null space.
+    """
     m, n = matrix.shape
     if m >= n:
         _, singular, rows = torch.linalg.svd(torch.linalg.qr(matrix, "r").R)
@@ -56,12 +72,10 @@ def fisher_eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0), vectors.T.flip(0)
 
 
-def numerical_rank(singular: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Return how many singular values are above the rounding of a matrix of ``dtype``.
+def numerical_rank(values: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
+    """Return how many eigenvalues of JᵀJ are above the rounding of a J of ``shape`` and ``dtype``.
 
-    The usual cut, max(m, n)·eps·σmax: what lies below cannot be told from zero.
+    The usual cut, σ > max(m, n)·eps·σmax: what lies below cannot be told from zero.
     """
-    if len(singular) == 0:
-        return 0
-    cut = max(shape) * torch.finfo(dtype).eps * float(singular[0])
-    return int((singular > cut).sum())
+    cut = max(shape) * torch.finfo(dtype).eps
+    return int((values > cut * cut * values[0]).sum())

@@ -13,8 +13,9 @@ from torch import Tensor
 from eigenexp.eigensolvers.base import Eigensolver, Progress, Request
 from eigenexp.eigensolvers.dense_decomposition import (
     fisher_eigenpairs,
+    jacobian_eigenpairs,
     numerical_rank,
-    right_singular,
+    perturbation_bounds,
 )
 from eigenexp.eigensolvers.numerics import rounding_floor, statuses
 from eigenexp.errors import CheckpointError, InputError, ProductError
@@ -199,25 +200,20 @@ class Exact(Eigensolver):
         off_adjoint = float((jacobian.T @ response - product).norm())
         self._check(off, float(response.norm()), "J v")
         self._check(off_adjoint, float(product.norm()), "Jᵀ J v")
-        singular, rows = right_singular(jacobian)
-        values = torch.zeros(n, dtype=torch.float64, device=jacobian.device)
-        values[: len(singular)] = singular.square()
+        spectrum, rows = jacobian_eigenpairs(jacobian)
+        m, scale = jacobian.shape[0], float(spectrum[0])
         wanted = torch.tensor(self.settings.wanted, device=jacobian.device)
-        values, vectors = values[wanted], rows[wanted].to(self.dtype)
+        values, vectors = spectrum[wanted], rows[wanted].to(self.dtype)
         columns = vectors.T.to(torch.float64)
         images = jacobian.T @ (jacobian @ columns)
         residuals = torch.linalg.vector_norm(images - columns * values, dim=0)
-        # |σᵢ(J) − σᵢ(J + ΔJ)| ≤ ‖ΔJ‖ (Weyl): ΔJ the rounding of the products, by a standard bound
-        # or as the check found it, and that of the decomposition.
-        largest = float(singular[0])
-        doubt = max(rounding_floor(self.dtype, n) * largest, 4 * off)
-        doubt += math.sqrt(max(jacobian.shape)) * torch.finfo(torch.float64).eps * largest
-        bounds = doubt * (2 * values.sqrt() + doubt)
-        bounds = bounds.where(wanted < len(singular), 0)  # the null space of m < n is exact
-        rank = numerical_rank(singular, (jacobian.shape[0], n), self.dtype)
-        return _Solution(
-            values.cpu(), vectors, residuals.cpu(), bounds.cpu(), largest * largest, rank
-        )
+        # The rounding of the products, by a standard bound or as the check found it, and that of
+        # the decomposition.
+        doubt = max(rounding_floor(self.dtype, n) * math.sqrt(scale), 4 * off)
+        doubt += math.sqrt(max(m, n) * scale) * torch.finfo(torch.float64).eps
+        bounds = perturbation_bounds(values, doubt).where(wanted < m, 0)  # beyond m zero is exact
+        rank = numerical_rank(spectrum, (m, n), self.dtype)
+        return _Solution(values.cpu(), vectors, residuals.cpu(), bounds.cpu(), scale, rank)
 
     def _solve_fisher(self, fisher: Tensor) -> _Solution:
         n = self.settings.n
