@@ -19,6 +19,7 @@ from eigenexp.eigensolvers.dense_decomposition import (
 )
 from eigenexp.eigensolvers.numerics import rounding_floor, statuses
 from eigenexp.errors import CheckpointError, InputError, ProductError
+from eigenexp.operators.memory import check_fits
 from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["Exact", "Side"]
@@ -102,7 +103,9 @@ class Exact(Eigensolver):
         self._count = 0
         self._probe: tuple[Tensor, Tensor, Tensor] | None = None
         self._solution: _Solution | None = None
-        self._check_memory(n if side == "fisher" else min(n, self.settings.rank_bound or n))
+        # m is not yet known, but F's rank is at most m: J has at least as many rows.
+        rows = n if side == "fisher" else min(n, self.settings.rank_bound or n)
+        check_fits(rows, n, torch.float64, self.device)
 
     @property
     def request(self) -> Request:
@@ -167,23 +170,11 @@ class Exact(Eigensolver):
             kind = "columns" if n <= m else "rows"
         length = m if kind == "rows" and m is not None else n
         other = m if kind == "columns" and m is not None else n
-        self._check_memory(n if m is None or kind == "fisher" else m)
+        check_fits(n if m is None or kind == "fisher" else m, n, torch.float64, self.device)
         response = product.new_zeros(0) if responses is None else responses[:, 0]
         self._kind = kind
         self._gathered = torch.zeros(length, other, dtype=self.dtype, device=self.device)
         self._probe = (vector.clone(), product.clone(), response.clone())
-
-    def _check_memory(self, rows: int) -> None:
-        """Refuse a matrix of ``rows`` times n numbers that float64 has no room for."""
-        n = self.settings.n
-        needed, available = 8 * rows * n, _available_bytes(self.device)
-        if needed > available:
-            raise InputError(
-                f"exact: expected a Jacobian that fits in memory, got at least {rows} × {n} "
-                f"numbers, {needed / 2**30:.1f} GiB in float64 where {available / 2**30:.1f} are "
-                "free; use method='auto' or 'lanczos', which store a few vectors, or a smaller "
-                "picture"
-            )
 
     # -- the decomposition -----------------------------------------------------------------------
 
@@ -368,12 +359,3 @@ class Exact(Eigensolver):
         else:
             self._probe = None
         self._solution = None
-
-
-def _available_bytes(device: torch.device) -> int:
-    """Return the memory free on ``device``."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return int(psutil.virtual_memory().available)
