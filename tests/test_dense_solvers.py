@@ -212,6 +212,7 @@ def test_a_response_of_another_length_is_refused() -> None:
 
 def test_a_jacobian_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     operator = DenseOperator.from_jacobian(randn(64, 16))
+    monkeypatch.setattr(memory, "ALWAYS_FITS", 0)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 8 * 16 * 16 - 1)
     with pytest.raises(InputError, match=r"16 × 16 numbers.*use method='auto'"):
         make_solver(operator, "exact")

@@ -9,6 +9,10 @@ from eigenexp.errors import InputError
 __all__ = ["available_bytes", "check_fits"]
 
 
+# Asking takes a tenth of a second the first time; no machine that runs this lacks so little.
+ALWAYS_FITS = 2**28
+
+
 def available_bytes(device: torch.device) -> int:
     """Return the memory free on ``device``; what torch keeps cached there counts as taken."""
     if device.type == "cuda":
@@ -27,7 +31,10 @@ def check_fits(rows: int, columns: int, dtype: torch.dtype, device: torch.device
         When ``rows`` × ``columns`` numbers of ``dtype`` take more than the memory free on
         ``device``.
     """
-    needed, available = rows * columns * dtype.itemsize, available_bytes(device)
+    needed = rows * columns * dtype.itemsize
+    if needed <= ALWAYS_FITS:
+        return
+    available = available_bytes(device)
     if needed > available:
         raise InputError(
             f"dense Jacobian: expected one that fits in memory, got {rows} × {columns} numbers, "
