@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 import eigenexp as ee
 from eigenexp.callbacks import ResultFiles
+from eigenexp.cli import main
 from eigenexp.eigensolvers import Exact, RandomizedSVD, make_solver, multiply, solve
 from eigenexp.errors import CheckpointError, InputError, ProductError
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.operators import DenseOperator, memory
+from eigenexp.runs import list_runs
 from eigenexp.spectrum import PairStatus, StopReason
 
 
@@ -431,3 +433,41 @@ def test_a_fit_stopped_before_any_pair_writes_what_there_is(tmp_path: Path) -> N
     trainer(tmp_path, [ee.ConvergenceLogging(), results], max_steps=3).fit(module)
     assert len(ee.Spectrum.load(results.paths["spectrum.safetensors"])) == 0
     assert "distortions.png" not in results.paths
+
+
+# -- on the command line ---------------------------------------------------------------------------
+
+SMALL = ("image.crop=16", "logger=none", "trainer=cpu", "trainer.enable_progress_bar=false")
+
+
+def test_a_fit_cut_short_by_its_budget_is_resumed_to_the_same_bits(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "solver=exact", "root=whole", *SMALL]) == 0
+    assert "converged" in capsys.readouterr().out
+    assert main(["fit", "solver=exact", "solver.max_products=100", *SMALL]) == 0
+    assert "go on with: eigenexp resume" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="changed on purpose"):
+        assert main(["resume", "last", "solver.max_products=null"]) == 0
+    (whole,), (resumed,) = list_runs(Path("whole")), list_runs(Path("mlruns"))
+    a, b = (ee.Spectrum.load(run.results / "spectrum.safetensors") for run in (whole, resumed))
+    assert torch.equal(a.eigenvectors, b.eigenvectors)
+    assert a.num_products == b.num_products == 257
+    assert b.converged.all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["solver=randomized_svd", "solver.which=both"], "which: expected 'top'"),
+        (["solver=exact", "solver.side=left"], "side: expected 'auto'"),
+        (["solver=exact", "image.crop=null"], "fits in memory"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    arguments: list[str], words: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *SMALL, *arguments]) != 0
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("eigenexp: ")
+    assert words in message
