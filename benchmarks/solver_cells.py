@@ -33,7 +33,7 @@ def bar(text: str, passed: bool) -> dict[str, Any]:
 
 def stored_vectors(solver: ee.eigensolvers.Eigensolver) -> int:
     """Return how many vectors of n numbers a solver says it stores."""
-    return int(getattr(solver, "basis_size", solver.block_size))
+    return solver.stored_vectors
 
 
 def measure(truth: Problem, method: str, cell: Cell, seed: int, least: int | None = None) -> Row:

@@ -71,6 +71,26 @@ class LanczosConfig(SolverConfig):
 
 
 @dataclass
+class ExactConfig(SolverConfig):
+    """Dense Jacobian; ``side`` is ``auto``, ``columns``, ``rows`` or ``fisher``."""
+
+    method: str = "exact"
+    side: str = "auto"
+    chunk_size: int | None = None
+
+
+@dataclass
+class RandomizedSVDConfig(SolverConfig):
+    """Randomised subspace iteration, top alone; ``power_iterations: null`` goes on to ``tol``."""
+
+    method: str = "randomized_svd"
+    which: str = "top"
+    oversampling: int = 10
+    power_iterations: int | None = None
+    verification_products: int = 10
+
+
+@dataclass
 class TrainerConfig:
     """Arguments of ``lightning.Trainer``."""
 
@@ -134,6 +154,8 @@ _SOLVERS: dict[str, type[SolverConfig]] = {
     "auto": SolverConfig,
     "power": PowerConfig,
     "lanczos": LanczosConfig,
+    "exact": ExactConfig,
+    "randomized_svd": RandomizedSVDConfig,
 }
 _SCHEMAS = (
     (None, "schema_fit", FitConfig),

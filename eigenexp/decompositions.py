@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eigenexp.eigensolvers import RandomizedSVD
+from eigenexp.eigensolvers.dense_decomposition import jacobian_eigenpairs, perturbation_bounds
+from eigenexp.errors import ProductError
 from eigenexp.operators import FisherOperator
 from eigenexp.orthogonal_iteration import RitzPairs
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
@@ -22,14 +25,10 @@ def exact_spectrum(jacobian: Tensor, image_shape: tuple[int, ...], tol: float) -
     λmax·eps². The decomposition runs in float64.
     """
     m, n = jacobian.shape
-    singular, rows = _right_singular(jacobian.to(torch.float64))
-    values = torch.zeros(n, dtype=torch.float64, device=jacobian.device)
-    values[: len(singular)] = singular.square()
+    values, rows = jacobian_eigenpairs(jacobian)
     scale = float(values[0])
     # What J's own rounding leaves of an eigenvalue: ‖ΔJ‖ is about eps·‖J‖.
-    eps = torch.finfo(jacobian.dtype).eps
-    doubt = eps * scale**0.5
-    bounds = doubt * (2 * values.sqrt() + doubt)
+    bounds = perturbation_bounds(values, torch.finfo(jacobian.dtype).eps * scale**0.5)
     return Spectrum(
         eigenvalues=values.to(jacobian.dtype),
         eigenvectors=rows.to(jacobian.dtype).reshape(n, *image_shape),
@@ -44,20 +43,6 @@ def exact_spectrum(jacobian: Tensor, image_shape: tuple[int, ...], tol: float) -
         null_space_dimension=max(n - m, 0),
         method="exact",
     )
-
-
-def _right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return singular values ``(min(m, n),)`` and all right singular vectors ``(n, n)``, as rows.
-
-    A triangular factor with the same ones is decomposed in place of a matrix that is not square.
-    """
-    m, n = matrix.shape
-    if m >= n:
-        _, singular, rows = torch.linalg.svd(torch.linalg.qr(matrix, "r").R)
-        return singular, rows
-    basis, triangle = torch.linalg.qr(matrix.T, "complete")
-    _, singular, rows = torch.linalg.svd(triangle[:m].T)
-    return singular, torch.cat([rows @ basis[:, :m].T, basis[:, m:].T])
 
 
 @dataclass(frozen=True)
@@ -79,31 +64,31 @@ def randomized_spectrum(
     The block is made orthonormal before each product, so that no power overflows. Source: Halko,
     Martinsson and Tropp, SIAM Review 53 (2011), algorithm 4.4.
     """
-    n = operator.shape[0]
-    width = min(k + p, n)
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(columns: int) -> Tensor:
-        drawn = torch.randn(n, columns, generator=generator, dtype=torch.float64)
-        return drawn.to(device=operator.device, dtype=operator.dtype)
-
-    basis = torch.linalg.qr(noise(width), "reduced").Q
-    for _ in range(q + 1):
-        basis = torch.linalg.qr(operator.apply(basis)[0], "reduced").Q
-    pairs, _ = RitzPairs.of(basis, *operator.apply(basis))
-    probes = 10
-    missed = operator @ noise(probes)
-    missed = missed - basis @ (basis.T @ missed)
-    error = float(torch.linalg.vector_norm(missed, dim=0).mean())
-    pairs = RitzPairs(pairs.values[:k], pairs.vectors[:, :k], pairs.residuals[:k])
+    solver = RandomizedSVD(
+        operator.shape[0],
+        k=k,
+        oversampling=p,
+        power_iterations=q,
+        tol=tol,
+        seed=seed,
+        rank_bound=operator.rank_bound,
+        dtype=operator.dtype,
+        device=operator.device,
+    )
+    while not solver.done:
+        solver.tell(*operator.apply(solver.ask()))
+    ritz, error = solver.ritz, solver.missed or 0.0
+    if ritz is None:
+        raise ProductError("randomized_svd: expected at least one product, got none")
+    pairs = RitzPairs(ritz.values[:k], ritz.vectors[:, :k], ritz.residuals[:k])
     spectrum = assemble(
         [pairs],
         [torch.arange(k)],
         image_shape=operator.image_shape,
         rank_bound=operator.rank_bound,
-        scale=float(pairs.values[0]),
+        scale=float(ritz.values[0]),
         tol=tol,
-        num_products=width * (q + 2) + probes,
+        num_products=solver.num_products,
         method="randomized_svd",
         notes=(f"the sketch misses {error:.3g} of F on a random direction, on average",),
     )

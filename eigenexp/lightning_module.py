@@ -4,6 +4,10 @@ The probe block V is the module's one trainable parameter and the loss is −½�
 gradient with respect to V is −JᵀJ V = −F V. A thin optimizer hands that product to the solver and
 puts the next block into the parameter. So ``global_step``, precision, devices, accumulation and
 DDP's averaging of gradients mean what a Lightning user expects.
+
+A solver that gathers J itself (``exact``) asks for J V, or Jᵀ U of a block ``(m, b)``. Those have
+another shape than the probe: they reach the solver beside the gradient, which is then zero, and the
+loss is −½‖J V‖² or −½‖Jᵀ U‖². Where gradients are averaged (DDP, accumulation) it gathers F.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ class _HalfSquaredResponse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, probe: Tensor, module: EigendistortionModule) -> Tensor:
         products, energy = module._multiply(probe.detach())
-        ctx.save_for_backward(products)
+        ctx.save_for_backward(torch.zeros_like(probe) if products is None else products)
         return -0.5 * energy
 
     @staticmethod
@@ -177,6 +181,7 @@ class EigendistortionModule(L.LightningModule):
         self._operator: FisherOperator | None = None
         self._solver: Eigensolver | None = None
         self._responses: Tensor | None = None
+        self._gathered: Tensor | None = None
         self._rng_state: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
         # Only the solver's state goes into a checkpoint, so a state dict never matches strictly.
@@ -313,22 +318,28 @@ class EigendistortionModule(L.LightningModule):
         apply = cast("Callable[..., Tensor]", _HalfSquaredResponse.apply)
         return apply(self.probe, self)
 
-    def _multiply(self, probe: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the solver requested for the probe, and ‖J V‖²."""
-        products, responses = multiply(self.operator, self.solver.request, probe)
+    def _multiply(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return F V, or None where the solver asked for J V or Jᵀ U, and the energy ‖·‖²."""
+        request = self.solver.request
+        products, responses = multiply(self.operator, request, probe)
+        if request != "fisher":
+            self._gathered = products
+            return None, products.square().sum()
         self._responses = responses
         measured = products if responses is None else responses
         return products, measured.square().sum()
 
     def _advance(self) -> None:
-        """Tell the solver the product in ``probe.grad``, then load the next block."""
+        """Tell the solver the product, in ``probe.grad`` where it is F V; load the next block."""
         gradient = self.probe.grad
         if gradient is None:
             raise ModelError("training_step: expected a gradient of the probe, got none")
         solver = self.solver
         width = solver.ask().shape[1]
-        products = gradient.neg()[:, :width]
-        # Averaged over ranks or accumulated batches, F is a mean: one rank's J V is not its root.
+        gathered, self._gathered = self._gathered, None
+        products = (gradient.neg() if gathered is None else gathered)[:, :width]
+        # Averaged over ranks or accumulated batches, F is a mean: one rank's J V is not its root,
+        # and a solver told no J V asks for none.
         alone = not self._is_distributed and self.trainer.accumulate_grad_batches == 1
         responses = self._responses if alone else None
         self._responses = None

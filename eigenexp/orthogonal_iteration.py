@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from eigenexp.eigensolvers.rayleigh_ritz import rayleigh_ritz
+
 __all__ = ["End", "OrthogonalIteration", "RitzPairs"]
 
 
@@ -35,21 +37,8 @@ class RitzPairs:
         cls, block: Tensor, products: Tensor, responses: Tensor | None
     ) -> tuple[RitzPairs, Tensor]:
         """Return the pairs of span(block), orthonormal, and F times their vectors."""
-        projected = block.T.to(torch.float64) @ products.to(torch.float64)
-        _, rotation = torch.linalg.eigh((projected + projected.T) / 2)
-        rotation = rotation.flip(1).to(block.dtype)
-        vectors, images = block @ rotation, products @ rotation
-        lengths = vectors.square().sum(0)
-        if responses is None:
-            values = (vectors * images).sum(0) / lengths
-        else:
-            # θ = ‖Jx‖²/‖x‖² never falls below zero and has no cancellation near it.
-            values = (responses @ rotation).square().sum(0) / lengths
-        # Measured values may leave the projected order by a rounding error.
-        values, order = values.sort(descending=True, stable=True)
-        vectors, images = vectors[:, order], images[:, order]
-        residuals = torch.linalg.vector_norm(images - vectors * values, dim=0)
-        return cls(values, vectors, residuals), images
+        ritz = rayleigh_ritz(block, products, responses)
+        return cls(ritz.values, ritz.vectors, ritz.residuals), ritz.images
 
 
 class End:

@@ -252,7 +252,7 @@ def summary(result: RunResult) -> list[str]:
         lines.append(f"results:   {result.paths['distortions.png'].parent}")
     if result.status == "KILLED":
         lines.append(f"stopped by a signal; go on with: eigenexp resume {result.run_id}")
-    elif not bool(result.spectrum.converged.all()):
+    elif not (len(result.spectrum) and bool(result.spectrum.converged.all())):
         lines.append(f"not every pair is proven; go on with: eigenexp resume {result.run_id} …")
     lines.append("dashboard: eigenexp ui")
     return lines

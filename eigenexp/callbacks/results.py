@@ -97,10 +97,10 @@ class ResultFiles(L.Callback):
         if title is None:
             picture = module.picture.name if module.picture is not None else "picture"
             title = f"{type(module.model).__name__} at {picture}"
-        figures = {
-            "distortions": distortion_figure(spectrum, module.image, title=title),
-            "spectrum": spectrum_figure(spectrum),
-        }
+        figures: dict[str, Any] = {}
+        if len(spectrum):  # a solver stopped before its first estimate has no pair to show
+            figures["distortions"] = distortion_figure(spectrum, module.image, title=title)
+            figures["spectrum"] = spectrum_figure(spectrum)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ConvergenceLogging) and callback.history["products"]:
                 figures["convergence"] = convergence_figure(callback.history)

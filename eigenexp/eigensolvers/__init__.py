@@ -9,21 +9,27 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from eigenexp.eigensolvers.auto import Auto
 from eigenexp.eigensolvers.base import Eigensolver, Progress, Request, Settings, Which
 from eigenexp.eigensolvers.davidson import Davidson
+from eigenexp.eigensolvers.exact import Exact
 from eigenexp.eigensolvers.lanczos import Lanczos
 from eigenexp.eigensolvers.power import Power
+from eigenexp.eigensolvers.randomized_svd import RandomizedSVD
 from eigenexp.errors import InputError
 from eigenexp.spectrum import Spectrum
 
 __all__ = [
     "METHODS",
+    "Auto",
     "Davidson",
     "Eigensolver",
+    "Exact",
     "FisherLike",
     "Lanczos",
     "Power",
     "Progress",
+    "RandomizedSVD",
     "Request",
     "Settings",
     "Which",
@@ -33,10 +39,12 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Eigensolver]] = {
-    "auto": Lanczos,
-    "lanczos": Lanczos,
+    "auto": Auto,
     "davidson": Davidson,
+    "exact": Exact,
+    "lanczos": Lanczos,
     "power": Power,
+    "randomized_svd": RandomizedSVD,
 }
 """The methods by name; ``"auto"`` is the one that serves most problems best."""
 

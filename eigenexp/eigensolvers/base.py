@@ -281,6 +281,11 @@ class Eigensolver(abc.ABC):
     def block_size(self) -> int:
         """Largest number of columns ``ask`` ever returns."""
 
+    @property
+    def stored_vectors(self) -> int:
+        """Vectors of length n kept in memory at the most, the products stored with them too."""
+        return self.block_size
+
     @abc.abstractmethod
     def progress(self) -> Progress:
         """Return Ritz values and residuals of the wanted pairs; costs no product."""

@@ -136,6 +136,11 @@ class Davidson(Eigensolver):
         """Columns asked for at once."""
         return self._block_size
 
+    @property
+    def stored_vectors(self) -> int:
+        """The search space and its products."""
+        return 2 * self.basis_size
+
     # -- what to multiply next -----------------------------------------------------------------
 
     def _ask(self) -> Tensor:
@@ -210,11 +215,8 @@ class Davidson(Eigensolver):
 
     def _refit(self) -> None:
         size = self._space.size
-        if self._surrogate is None:
-            due = True
-        else:
-            due = bool(self._refits) and size >= self._refits[0]
-        if not due:
+        outgrown = bool(self._refits) and size >= self._refits[0]
+        if self._surrogate is not None and not outgrown:
             return
         while self._refits and size >= self._refits[0]:
             self._refits.pop(0)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress
-from eigenexp.eigensolvers.numerics import check_definite, check_symmetric, rounding_floor
+from eigenexp.eigensolvers.numerics import check_definite, check_symmetric
 from eigenexp.eigensolvers.reporting import make_spectrum
 from eigenexp.eigensolvers.verification import TrueResiduals
 from eigenexp.errors import InputError
@@ -92,6 +92,11 @@ class Lanczos(Eigensolver):
         """Blocks are single vectors."""
         return 1
 
+    @property
+    def stored_vectors(self) -> int:
+        """The basis."""
+        return self.basis_size
+
     # -- one step ------------------------------------------------------------------------------
 
     def _ask(self) -> Tensor:
@@ -121,7 +126,7 @@ class Lanczos(Eigensolver):
             self._make_room()
 
     def _interval(self) -> int:
-        """Steps between two solutions of the projected problem, which cost size³ each."""
+        """Return the steps between two solutions of the projected problem, of size³ work each."""
         return 1 if self._size <= 64 else 2 if self._size <= 160 else 4
 
     def _expand(self, q: Tensor, w: Tensor) -> None:
@@ -236,7 +241,8 @@ class Lanczos(Eigensolver):
     def _ritz_vectors(self, places: list[int]) -> Tensor:
         coefficients = self._ritz()[1][:, places].to(self._rows)
         vectors = self._rows[: self._size].mT @ coefficients
-        return vectors / vectors.norm(dim=0)
+        norms: Tensor = vectors.norm(dim=0)
+        return vectors / norms
 
     # -- convergence ---------------------------------------------------------------------------
 

@@ -45,25 +45,29 @@ class Transform:
     def analyse(self, z: Tensor) -> Tensor:
         """B⁻¹ z: the coefficients of ``z``."""
         if self.basis == "fourier":
-            return torch.fft.rfft2(z, norm="ortho")
+            coefficients: Tensor = torch.fft.rfft2(z, norm="ortho")
+            return coefficients
         return self._down_inverse @ z @ self._across_inverse.mT
 
     def project(self, y: Tensor) -> Tensor:
         """Bᵀ y: the products of ``y`` with the columns of B."""
         if self.basis == "fourier":
-            return torch.fft.rfft2(y, norm="ortho")
+            products: Tensor = torch.fft.rfft2(y, norm="ortho")
+            return products
         return self._down.mT @ y @ self._across
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
         """B ĉ: the picture with these coefficients."""
         if self.basis == "fourier":
-            return torch.fft.irfft2(coefficients, s=self.size, norm="ortho")
+            picture: Tensor = torch.fft.irfft2(coefficients, s=self.size, norm="ortho")
+            return picture
         return self._down @ coefficients @ self._across.mT
 
     def unproject(self, products: Tensor) -> Tensor:
         """B⁻ᵀ ŷ: the picture with these products."""
         if self.basis == "fourier":
-            return torch.fft.irfft2(products, s=self.size, norm="ortho")
+            picture: Tensor = torch.fft.irfft2(products, s=self.size, norm="ortho")
+            return picture
         return self._down_inverse.mT @ products @ self._across_inverse
 
 
@@ -117,7 +121,7 @@ class ModulatedConvolution:
         """The transform of the basis, on the device and in the dtype of the gain."""
         cached: Transform | None = self.__dict__.get("_transform")
         if cached is None:
-            cached = Transform(self.basis, *self.gain.shape[1:], like=self.gain)
+            cached = Transform(self.basis, self.gain.shape[1], self.gain.shape[2], like=self.gain)
             self.__dict__["_transform"] = cached
         return cached
 
@@ -171,7 +175,8 @@ class ModulatedConvolution:
             images = torch.cat([images, operate(krylov[-1, :, None])], dim=1)
         projected = (krylov @ images).double().cpu()
         vectors = torch.linalg.eigh((projected + projected.mT) / 2).eigenvectors.flip(1)
-        return krylov.mT @ vectors[:, :count].to(krylov)
+        found: Tensor = krylov.mT @ vectors[:, :count].to(krylov)
+        return found
 
     def sample_inverse(self, white: Tensor) -> Tensor:
         """Turn white noise ``(n, b)`` into K⁻¹ G^(−½) z, noise with the covariance A⁻¹."""
@@ -217,14 +222,16 @@ class ModulatedConvolution:
         right = (weighted.mT @ residual).double()
         if not bool(torch.isfinite(gram).all()):
             return krylov[0]
-        return t @ (torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ right).to(t)
+        corrected: Tensor = t @ (torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ right).to(t)
+        return corrected
 
     def _pictures(self, vectors: Tensor) -> Tensor:
         pictures = vectors.mT.reshape(-1, *self.gain.shape)
         return _mix(self.mixing, pictures)
 
     def _vectors(self, pictures: Tensor) -> Tensor:
-        return _mix(self.mixing.mT, pictures).reshape(len(pictures), -1).mT
+        vectors: Tensor = _mix(self.mixing.mT, pictures).reshape(len(pictures), -1).mT
+        return vectors
 
     def state(self) -> dict[str, Any]:
         """Return plain containers and tensors, for a checkpoint."""
@@ -300,7 +307,7 @@ def _sizes(image_shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _fit(basis: str, z: Tensor, y: Tensor, iterations: int) -> tuple[Tensor, Tensor, float]:
     """Return g, c and the distance; ``y`` is scaled to the size of ``z``."""
-    transform = Transform(basis, *z.shape[-2:], like=z)
+    transform = Transform(basis, z.shape[-2], z.shape[-1], like=z)
     zh, yh = transform.analyse(z), transform.project(y)
     tiny = torch.finfo(z.dtype).tiny ** 0.5
     floor = 10 * torch.finfo(z.dtype).eps ** 0.5

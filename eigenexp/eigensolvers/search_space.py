@@ -148,7 +148,8 @@ class SearchSpace:
         """Return the Ritz vectors at ``places``, ``(n, len(places))``, unit norm."""
         coefficients = self._pairs()[1][:, list(places)].to(self._v)
         vectors = self.basis @ coefficients
-        return vectors / vectors.norm(dim=0)
+        norms: Tensor = vectors.norm(dim=0)
+        return vectors / norms
 
     def residuals(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return Ritz values ``(b,)`` and residual vectors W s − θ V s, ``(n, b)``."""

@@ -39,7 +39,7 @@ class Blocks:
     Attributes
     ----------
     chunk_size
-        Rows at once; halved, with a warning, whenever memory runs out.
+        Rows at once; when memory runs out it is halved until they fit, which one warning says.
     num_products
         Products spent on finding out whether batches work.
     """
@@ -78,28 +78,28 @@ class Blocks:
         self, function: Function, count: int, rows: Callable[[int, int], Tensor]
     ) -> Iterator[tuple[Tensor, ...]]:
         """Yield the results of one chunk after the other; ``rows(start, stop)`` makes a chunk."""
-        done = 0
+        done, too_many = 0, 0
         while done < count:
             size = min(self.chunk_size, count - done)
             try:
                 with self._route.running():
                     chunk = rows(done, done + size)
                     results = _call(function, chunk.clone() if chunk.is_inference() else chunk)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if size == 1 or not _out_of_memory(error):
                     raise
-                self._halve(size)
+                too_many = max(too_many, size)
+                self.chunk_size = size // 2
                 continue
+            if too_many:
+                warnings.warn(
+                    f"memory ran out with {too_many} columns at once; going on with {size} (pass "
+                    f"chunk_size={size} to start there)",
+                    stacklevel=2,
+                )
+                too_many = 0
             done += size
             yield results
-
-    def _halve(self, size: int) -> None:
-        warnings.warn(
-            f"memory ran out with {size} columns at once; going on with {size // 2} (pass "
-            f"chunk_size={size // 2} to start there)",
-            stacklevel=2,
-        )
-        self.chunk_size = size // 2
 
 
 def _call(function: Function, chunk: Tensor) -> tuple[Tensor, ...]:
@@ -134,5 +134,6 @@ def _no_slow_batches() -> Iterator[None]:
         functorch._set_vmap_fallback_enabled(enabled)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return exhausted or "can't allocate memory" in str(error)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["fold"]
+__all__ = ["fold", "merge_views"]
 
 aten = torch.ops.aten
 
@@ -40,6 +40,7 @@ _COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lif
 # All the same values in the same order: reshapes to the shape recorded.
 _VIEWS = {
     aten.view.default,
+    aten.reshape.default,
     aten._unsafe_view.default,
     aten.unsqueeze.default,
     aten.squeeze.default,
@@ -55,7 +56,7 @@ def fold(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
     _drop_copies(graph)
     _merge_scalings(graph, constants)
     graph.eliminate_dead_code()
-    _merge_views(graph)
+    merge_views(graph)
 
 
 def _drop_copies(graph: fx.Graph) -> None:
@@ -65,7 +66,8 @@ def _drop_copies(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _merge_views(graph: fx.Graph) -> None:
+def merge_views(graph: fx.Graph) -> None:
+    """Turn views of views into one reshape, in place."""
     # Without the copies a layout may differ from the one recorded: reshape takes any.
     for node in list(graph.nodes):
         source = node.args[0] if node.target in _VIEWS else None

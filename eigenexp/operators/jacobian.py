@@ -10,6 +10,7 @@ from torch import Tensor
 from eigenexp.errors import InputError
 from eigenexp.operators.base import Jacobian
 from eigenexp.operators.blocks import Blocks
+from eigenexp.operators.memory import check_fits
 from eigenexp.operators.probing import Model, copy_image
 from eigenexp.operators.routes import ROUTES, choose_route
 
@@ -119,8 +120,14 @@ class JacobianOperator(Jacobian):
         """Return J, ``(m, n)``: by columns J·eᵢ or by rows Jᵀ·eᵢ, whichever is cheaper.
 
         Memory beyond J itself is that of one chunk. The products are counted.
+
+        Raises
+        ------
+        InputError
+            When J takes more than the memory free on the device.
         """
         m, n = self.shape
+        check_fits(m, n, self.dtype, self.device)
         push_cost, pull_cost = self._route.costs
         with torch.inference_mode(False):
             jacobian = torch.empty(m, n, dtype=self.dtype, device=self.device)

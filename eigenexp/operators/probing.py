@@ -86,9 +86,10 @@ def undisturbed(model: Model, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _random_states(device: torch.device) -> Iterator[None]:
-    numpy = sys.modules.get("numpy")
+    # Not numpy.random itself, which is first imported, for 20 ms, when something asks for it.
+    numpy_random = sys.modules.get("numpy.random")
     python_state = random.getstate()
-    numpy_state = None if numpy is None else numpy.random.get_state()
+    numpy_state = None if numpy_random is None else numpy_random.get_state()
     accelerator = device.type in ("cuda", "xpu")
     devices, device_type = ([device], device.type) if accelerator else ([], "cuda")
     try:
@@ -96,8 +97,8 @@ def _random_states(device: torch.device) -> Iterator[None]:
             yield
     finally:
         random.setstate(python_state)
-        if numpy is not None and numpy_state is not None:
-            numpy.random.set_state(numpy_state)
+        if numpy_random is not None and numpy_state is not None:
+            numpy_random.set_state(numpy_state)
 
 
 @contextlib.contextmanager

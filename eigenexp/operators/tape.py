@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eigenexp.operators.folding import fold
+from eigenexp.operators.separating import separate
 
 __all__ = ["Tape", "TapeError", "record"]
 
@@ -120,17 +121,20 @@ def _shortened(
     graph: fx.Graph, constants: dict[str, Tensor], vector: Tensor, result: Tensor
 ) -> Tape | None:
     """Return a shorter tape, or None if its result is not the same up to rounding."""
-    shorter = fx.Graph()
-    shorter.output(shorter.graph_copy(graph, {}))
-    constants = dict(constants)
-    fold(shorter, constants)
-    tape = Tape(shorter, constants)
-    try:
-        difference = (tape(vector) - result).norm()
-    except RuntimeError:
-        return None  # an operation took the recorded memory layout for granted
-    slack = 1e3 * torch.finfo(result.dtype).eps
-    return tape if bool(difference <= slack * result.norm()) else None
+    for matrices in (True, False):
+        shorter, own = fx.Graph(), dict(constants)
+        shorter.output(shorter.graph_copy(graph, {}))
+        fold(shorter, own)
+        if matrices and not separate(shorter, own):
+            continue
+        tape = Tape(shorter, own)
+        try:
+            difference = (tape(vector) - result).norm()
+        except RuntimeError:
+            continue  # an operation took the recorded memory layout for granted
+        if bool(difference <= 1e3 * torch.finfo(result.dtype).eps * result.norm()):
+            return tape
+    return None
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

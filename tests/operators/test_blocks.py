@@ -5,7 +5,8 @@ import pytest
 import scipy.sparse.linalg
 import torch
 
-from eigenexp.operators import DenseOperator, FisherOperator, JacobianOperator
+from eigenexp.errors import InputError
+from eigenexp.operators import DenseOperator, FisherOperator, JacobianOperator, memory
 from eigenexp.operators import blocks as blocks_module
 from eigenexp.operators.routes import ROUTES, Route
 from tests.operators.zoo import Lambda, build, dense_jacobian
@@ -68,6 +69,7 @@ def test_small_models_are_batched_and_large_ones_are_not():
     [
         torch.OutOfMemoryError("out of memory"),
         RuntimeError("[enforce fail] can't allocate memory: 9 bytes"),
+        MemoryError(),
     ],
 )
 def test_out_of_memory_halves_the_chunk(monkeypatch, error):
@@ -85,9 +87,8 @@ def test_out_of_memory_halves_the_chunk(monkeypatch, error):
     monkeypatch.setattr(blocks_module, "_call", cramped)
     with pytest.warns(UserWarning, match="memory ran out") as caught:
         product = operator @ v
-    assert [str(w.message)[:33] for w in caught] == [
-        "memory ran out with 8 columns at ",
-        "memory ran out with 4 columns at ",
+    assert [str(w.message)[:58] for w in caught] == [
+        "memory ran out with 8 columns at once; going on with 2 (pa"
     ]
     torch.testing.assert_close(product, expected)
     assert operator.jacobian.chunk_size == 2
@@ -101,8 +102,47 @@ def test_other_errors_and_memory_for_one_column_are_not_hidden(monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(blocks_module, "_call", fails)
-    with pytest.warns(UserWarning, match="memory ran out"), pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError):
         operator @ randn(operator.shape[0], 4)
+    monkeypatch.setattr(blocks_module, "_call", lambda function, chunk: {}["no memory error"])
+    with pytest.raises(KeyError):
+        operator @ randn(operator.shape[0], 4)
+
+
+def test_the_dense_jacobian_goes_on_where_memory_ran_out(monkeypatch):
+    model, image = build("conv net")
+    operator = JacobianOperator(model, image, chunk_size=8)
+    expected = operator.to_dense()
+    call, sizes = blocks_module._call, []
+
+    def cramped(function, chunk):
+        if len(sizes) >= 2 and len(chunk) > 3:
+            raise MemoryError
+        sizes.append(len(chunk))
+        return call(function, chunk)
+
+    monkeypatch.setattr(blocks_module, "_call", cramped)
+    with pytest.warns(UserWarning, match="memory ran out with 8 columns at once") as caught:
+        again = operator.to_dense()
+    assert len(caught) == 1
+    assert sizes[:2] == [8, 8]
+    assert set(sizes[2:-1]) == {2}
+    torch.testing.assert_close(again, expected)
+
+
+def test_a_dense_jacobian_without_room_is_refused(monkeypatch):
+    operator = JacobianOperator(*build("conv net"))
+    m, n = operator.shape
+    monkeypatch.setattr(memory, "ALWAYS_FITS", 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 8 * m * n - 1)
+    with pytest.raises(InputError, match=f"got {m} × {n} numbers.*use method='auto'"):
+        operator.to_dense()
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 8 * m * n)
+    assert operator.to_dense().shape == (m, n)
+
+
+def test_free_memory_is_a_plausible_number():
+    assert 2**20 < memory.available_bytes(torch.device("cpu")) < 2**50
 
 
 def test_columns_are_counted_and_padding_is_not():

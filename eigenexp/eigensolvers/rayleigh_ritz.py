@@ -1,0 +1,59 @@
+"""Ritz pairs of a block from its products: pure functions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Ritz", "rayleigh_ritz", "with_products"]
+
+
+class Ritz(NamedTuple):
+    """Ritz pairs of one block, in decreasing order, with their true residuals.
+
+    ``values (b,)``, ``vectors (n, b)`` orthonormal, ``images (n, b)``: F times them, and
+    ``residuals (b,)``: ‖Fx − θx‖, exact because ``images`` come from products.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    images: Tensor
+    residuals: Tensor
+
+
+def rayleigh_ritz(block: Tensor, products: Tensor, responses: Tensor | None) -> Ritz:
+    """Return the Ritz pairs of span(block).
+
+    The projected problem is solved in float64. Where J V is at hand, θ = ‖Jx‖²/‖x‖²: never
+    negative, and without cancellation near zero.
+
+    Parameters
+    ----------
+    block
+        V ``(n, b)``, orthonormal columns.
+    products
+        F V ``(n, b)``.
+    responses
+        J V ``(m, b)``, or None.
+    """
+    projected = block.T.to(torch.float64) @ products.to(torch.float64)
+    _, rotation = torch.linalg.eigh((projected + projected.T) / 2)
+    rotation = rotation.flip(1).to(block.dtype)
+    vectors, images = block @ rotation, products @ rotation
+    lengths = vectors.square().sum(0)
+    if responses is None:
+        values = (vectors * images).sum(0) / lengths
+    else:
+        values = (responses @ rotation).square().sum(0) / lengths
+    # Measured values may leave the projected order by a rounding error.
+    values, order = values.sort(descending=True, stable=True)
+    vectors, images = vectors[:, order], images[:, order]
+    return with_products(values, vectors, images)
+
+
+def with_products(values: Tensor, vectors: Tensor, images: Tensor) -> Ritz:
+    """Return pairs with the residuals that ``images``, F times ``vectors``, give them."""
+    residuals = torch.linalg.vector_norm(images - vectors * values, dim=0)
+    return Ritz(values, vectors, images, residuals)
