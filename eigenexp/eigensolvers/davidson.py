@@ -18,9 +18,10 @@ from torch import Tensor
 from eigenexp.eigensolvers.base import Eigensolver, Progress
 from eigenexp.eigensolvers.modulated_convolution import ModulatedConvolution, fit_surrogate
 from eigenexp.eigensolvers.numerics import rounding_floor
-from eigenexp.eigensolvers.reporting import make_spectrum
+from eigenexp.eigensolvers.reporting import make_spectrum, miss_notes
 from eigenexp.eigensolvers.search_space import SearchSpace
 from eigenexp.eigensolvers.verification import TrueResiduals
+from eigenexp.eigensolvers.witness import CHANCE, chance_of_miss, galerkin_weights, suspects
 from eigenexp.errors import InputError
 from eigenexp.spectrum import Spectrum, StopReason
 
@@ -40,8 +41,8 @@ USABLE = 0.05
 """Misfit below which the bottom eigenvectors of A are worth a product each."""
 INNER = 4
 """Steps of that inner solve; each costs one A⁻¹, no product."""
-GUARD_STEPS = 8
-"""Products, at the least, that a fresh random vector is given to show a missed pair."""
+GUARD_LIMIT = 60
+"""Products after which a search for missed pairs is given up, or half of all where that is more."""
 
 AT_ONCE = 4
 """Residuals measured in one pass over the space; a pass costs about the same for one."""
@@ -128,8 +129,8 @@ class Davidson(Eigensolver):
         self._truth = TrueResiduals(wanted)
         self._standing: list[float] = []
         self._stood = 0
-        self._guard_steps = GUARD_STEPS
-        self._unproven = False
+        self._witness = torch.zeros(0, dtype=torch.float64)
+        self._chances: list[float] = []
 
     @property
     def block_size(self) -> int:
@@ -156,21 +157,26 @@ class Davidson(Eigensolver):
         if self._waiting.shape[1] > 0:
             return self._space.fresh(self._waiting[:, :width], self._randn)
         if self._phase == GUARDING and self._guard_spent == 0:
-            return self._space.fresh(self._random_towards(self._guard_ends[0], width), self._randn)
+            return self._draw_witness()
         return self._space.fresh(self._corrections(width), self._randn)
 
-    def _random_towards(self, end: str, width: int) -> Tensor:
-        """Random vectors rich in what the end is made of: covariance A⁻¹ at the bottom."""
-        drawn = self._randn(self.settings.n, width)
-        if end == "bottom" and self._surrogate is not None:
-            return self._surrogate.sample_inverse(drawn)
-        return drawn
+    def _draw_witness(self) -> Tensor:
+        """Draw g, uniform on the sphere, and return the part of it that is not in the space."""
+        g = self._randn(self.settings.n, 1)
+        g = g / g.norm()
+        fresh = self._space.fresh(g, self._randn)
+        inside = (self._space.basis.mT @ g)[:, 0].double().cpu()
+        self._witness = torch.cat([inside, (fresh.mT @ g)[:, 0].double().cpu()])
+        return fresh
 
     def _corrections(self, width: int) -> Tensor:
         """Directions for the first pairs that have not converged, at the end that is next."""
-        end, places = self._targets()
-        chosen = places[:width]
-        values, residuals = self._space.residuals(chosen)
+        if self._phase == GUARDING:
+            end, (suspect, residuals, _) = self._guard_ends[0], self._trace()
+            values = torch.tensor([suspect], dtype=torch.float64)
+        else:
+            end, places = self._targets()
+            values, residuals = self._space.residuals(places[:width])
         if self.preconditioner == "none":
             return residuals
         if end == "bottom":
@@ -185,7 +191,7 @@ class Davidson(Eigensolver):
         return torch.cat(
             [
                 surrogate.correction(end, residuals[:, i, None], float(values[i]), locked, steps)
-                for i in range(len(chosen))
+                for i in range(residuals.shape[1])
             ],
             dim=1,
         )
@@ -282,8 +288,8 @@ class Davidson(Eigensolver):
         Pairs that were below when last measured are measured again only when all others are.
         """
         limit, places = self._limit(), self._places()
-        for suspects in (self._norms > limit, torch.ones(len(places), dtype=torch.bool)):
-            candidates = [i for i in self._outermost_first() if bool(suspects[i])]
+        for doubtful in (self._norms > limit, torch.ones(len(places), dtype=torch.bool)):
+            candidates = [i for i in self._outermost_first() if bool(doubtful[i])]
             for start in range(0, len(candidates), AT_ONCE):
                 chunk = candidates[start : start + AT_ONCE]
                 _, residuals = self._space.residuals([places[i] for i in chunk])
@@ -313,9 +319,6 @@ class Davidson(Eigensolver):
 
     def _targets(self) -> tuple[str, list[int]]:
         """Return the end to work on and the places of its unconverged pairs, outermost first."""
-        if self._phase == GUARDING:
-            end = self._guard_ends[0]
-            return end, [self._guard_place(end)]
         limit, size, wanted = self._limit(), self._space.size, len(self.settings.wanted)
         top = [i for i in range(self._num_top) if float(self._norms[i]) > limit]
         if top:
@@ -367,8 +370,6 @@ class Davidson(Eigensolver):
         self._guard_spent = 0
         self._settled = self._space.values[self._places()].clone()
         self._phase = GUARDING if self._guard_ends else VERIFYING
-        share = self._num_products // 10 if self._guard_ends[:1] == ["bottom"] else 0
-        self._guard_steps = min(40, max(GUARD_STEPS, share))
 
     def _guard(self) -> None:
         """Judge the search for missed pairs after each of its products."""
@@ -377,25 +378,32 @@ class Davidson(Eigensolver):
         if moved > 0.5 * limit:
             self._phase = SEARCHING  # a pair was missed: it is in the space now
             self._norms.fill_(float("inf"))
+            self._chances = []
             return
         if space.size >= self.settings.n:
             self._guard_ends = []
             self._begin_guarding()
             return
-        if self._guard_spent < self._guard_steps:
-            return
-        end = self._guard_ends[0]
-        values, residual = space.residuals([self._guard_place(end)])
-        guard, reach = float(values[0]), float(residual.norm())
-        if end == "top":
-            apart = guard + reach <= float(space.values[self._num_top - 1]) + limit
-        else:
-            apart = guard - reach >= float(space.values[space.size - self._num_bottom]) - limit
-        spent = self._guard_spent >= max(60, self._num_products // 2)
-        if apart or spent:
-            self._unproven = self._unproven or not apart
+        *_, chance = self._trace()
+        spent = self._guard_spent >= max(GUARD_LIMIT, self._num_products // 2)
+        if chance <= CHANCE or spent:
+            self._chances.append(chance)
             self._guard_ends.pop(0)
             self._begin_guarding()
+
+    def _trace(self) -> tuple[float, Tensor, float]:
+        """Return the likeliest missed eigenvalue, its y ``(n, 1)``, and the chance of a miss."""
+        space, end = self._space, self._guard_ends[0]
+        places = self._end_places(end)
+        last = float(space.values[places[-1] if end == "top" else places[0]])
+        possible = suspects(end, last, self.settings.tol * space.scale, space.scale)
+        probe = space.coordinates(self._witness)
+        weights = torch.stack(
+            [galerkin_weights(space.values, probe, self._places(), x) for x in possible], dim=1
+        )
+        y = space.combine_residuals(weights)
+        norms = y.norm(dim=0).tolist()
+        return possible[0], y[:, :1], chance_of_miss(norms, self.settings.n)
 
     def _verify(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
         self._truth.measure(block, products, responses)
@@ -410,7 +418,7 @@ class Davidson(Eigensolver):
         reason = self._truth.verdict(
             self._space.scale, self.settings.tol, self.dtype, self.settings.n, exhausted=exhausted
         )
-        if reason is StopReason.CONVERGED and self._unproven:
+        if reason is StopReason.CONVERGED and any(chance > CHANCE for chance in self._chances):
             return StopReason.UNVERIFIED
         return reason
 
@@ -419,10 +427,11 @@ class Davidson(Eigensolver):
         self._phase = SEARCHING
         self._norms.fill_(float("inf"))
         self._standing, self._stood = [], 0
-        self._unproven = False
+        self._chances = []
         if self._space.size >= self.settings.n:
             self._phase = VERIFYING
         elif self._space.size >= len(self.settings.wanted):
+            self._make_room()
             self._measure()
 
     # -- restart -------------------------------------------------------------------------------
@@ -499,12 +508,13 @@ class Davidson(Eigensolver):
         )
 
     def _notes(self) -> tuple[str, ...]:
-        if self._surrogate is None:
-            return ()
-        return (
-            f"preconditioned by a modulated convolution in the {self._surrogate.basis} basis, "
-            f"misfit {self._surrogate.misfit:.2g}",
-        )
+        notes = []
+        if self._surrogate is not None:
+            notes.append(
+                f"preconditioned by a modulated convolution in the {self._surrogate.basis} basis, "
+                f"misfit {self._surrogate.misfit:.2g}"
+            )
+        return (*notes, *miss_notes(self._chances, self.done))
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -520,13 +530,14 @@ class Davidson(Eigensolver):
             "atypical": list(self._atypical),
             "phase": self._phase,
             "norms": self._norms.clone(),
-            "guard": [self._guard_spent, self._guard_steps],
+            "guard_spent": self._guard_spent,
             "guard_ends": list(self._guard_ends),
             "settled": self._settled.clone(),
             "truth": self._truth.state(),
             "standing": list(self._standing),
             "stood": self._stood,
-            "unproven": self._unproven,
+            "witness": self._witness.clone(),
+            "chances": list(self._chances),
         }
 
     def _import_state(self, state: Mapping[str, Any]) -> None:
@@ -542,13 +553,14 @@ class Davidson(Eigensolver):
         self._atypical = (int(state["atypical"][0]), int(state["atypical"][1]))
         self._phase = str(state["phase"])
         self._norms = state["norms"].double().cpu().clone()
-        self._guard_spent, self._guard_steps = map(int, state["guard"])
+        self._guard_spent = int(state["guard_spent"])
         self._guard_ends = [str(end) for end in state["guard_ends"]]
         self._settled = state["settled"].double().cpu().clone()
         self._truth.load(state["truth"])
         self._standing = [float(x) for x in state["standing"]]
         self._stood = int(state["stood"])
-        self._unproven = bool(state["unproven"])
+        self._witness = state["witness"].double().cpu().clone()
+        self._chances = [float(chance) for chance in state["chances"]]
 
     def _reopen(self) -> None:
         super()._reopen()

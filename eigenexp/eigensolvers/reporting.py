@@ -9,7 +9,7 @@ from eigenexp.eigensolvers.base import Settings
 from eigenexp.eigensolvers.numerics import error_bounds, rounding_floor, statuses
 from eigenexp.spectrum import Spectrum, StopReason
 
-__all__ = ["make_spectrum"]
+__all__ = ["make_spectrum", "miss_notes"]
 
 
 def make_spectrum(
@@ -81,3 +81,18 @@ def make_spectrum(
         method=method,
         notes=tuple(remarks),
     )
+
+
+def miss_notes(chances: list[float], done: bool) -> tuple[str, ...]:
+    """Say how likely it is that a pair beyond the wanted ones was missed.
+
+    Parameters
+    ----------
+    chances
+        The bound of each end that was searched; see :mod:`.witness`.
+    done
+        Whether the solver has stopped.
+    """
+    if not done or not chances:
+        return ()
+    return (f"the chance that a pair beyond these was missed is at most {sum(chances):.1g}",)

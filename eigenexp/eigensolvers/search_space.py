@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.numerics import check_definite, check_symmetric
-from eigenexp.errors import ProductError
+from eigenexp.errors import InputError, ProductError
 
 __all__ = ["SearchSpace"]
 
@@ -121,6 +121,8 @@ class SearchSpace:
             space is then as it was.
         """
         j, b = self.size, vectors.shape[1]
+        if j + b > self.capacity:
+            raise InputError(f"grow: expected room for {b} vectors, got {self.capacity - j}")
         forward = self._v[:j] @ products  # VᵀF T
         corner = (vectors.mT @ products).double().cpu()
         scale = max(self.scale, float(products.norm(dim=0).max()))
@@ -158,6 +160,23 @@ class SearchSpace:
         residuals = self.products @ coefficients.to(self._w)
         residuals -= self.basis @ (coefficients * theta).to(self._v)
         return theta, residuals
+
+    def coordinates(self, vector: Tensor) -> Tensor:
+        """Return ⟨u_j, V x⟩ for each Ritz vector, ``(size,)``, of x with at most size entries."""
+        return self._pairs()[1][: len(vector)].mT @ vector
+
+    def combine_residuals(self, weights: Tensor) -> Tensor:
+        """Return Σ_j r_j weights_j, ``(n, b)``, of the residuals r_j of all Ritz pairs.
+
+        Parameters
+        ----------
+        weights
+            ``(size, b)``.
+        """
+        values, vectors = self._pairs()
+        combined = self.products @ (vectors @ weights).to(self._w)
+        combined -= self.basis @ (vectors @ (weights * values[:, None])).to(self._v)
+        return combined
 
     def restart(self, places: Sequence[int], extra: Tensor | None = None) -> None:
         """Shrink to the Ritz vectors at ``places`` and the span of V ``extra``, ``(size, e)``."""

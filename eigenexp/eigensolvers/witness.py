@@ -1,0 +1,82 @@
+"""How likely a pair beyond the wanted ones was missed: a bound from one random vector.
+
+Let U be the wanted Ritz vectors, P = I − U Uᵀ and F' = P F P. Let V u = θ u be the other Ritz pairs
+of the search space, F' u_j = θ_j u_j + r_j. If F' has a unit eigenvector e with the eigenvalue λ,
+then ⟨u_j, e⟩ = ⟨r_j, e⟩ / (λ − θ_j), so that for any g in the search space
+
+    ⟨g, e⟩ = ⟨y, e⟩,   y = Σ_j r_j ⟨u_j, g⟩ / (λ − θ_j),   hence |⟨g, e⟩| ≤ ‖y‖.
+
+(x = Σ u_j ⟨u_j, g⟩ / (λ − θ_j) is the Galerkin solution of (λ − F') x = P g, and y its residual.)
+For g uniform on the sphere and drawn after U, ⟨g, e⟩ is nearly normal with variance 1/n, whatever
+e is. A missed e at λ therefore has a chance of at most √(2n/π) ‖y‖ to leave so small a trace. By
+Weyl's inequality F has no eigenvalue beyond that F' has none of, up to the residuals of U.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["CHANCE", "chance_of_miss", "galerkin_weights", "suspects"]
+
+CHANCE = 0.01
+"""Chance of a miss at which a search for missed pairs ends."""
+
+
+def suspects(end: str, last: float, slack: float, scale: float) -> list[float]:
+    """Return eigenvalues a missed pair could have: just beyond the last wanted one, and further.
+
+    Parameters
+    ----------
+    end
+        ``"top"`` or ``"bottom"``.
+    last
+        The innermost wanted eigenvalue of that end.
+    slack
+        Distance that counts as equal: tol · λmax.
+    scale
+        λmax.
+    """
+    if end == "top":
+        first = last + slack
+        return [first, first + 0.1 * scale, first + scale]
+    first = max(last - slack, 0.0)
+    return [first, first / 2, 0.0]
+
+
+def galerkin_weights(values: Tensor, probe: Tensor, wanted: list[int], suspect: float) -> Tensor:
+    """Return ⟨u_j, g⟩ / (λ − θ_j) for the unwanted Ritz pairs, 0 for the wanted ones, ``(j,)``.
+
+    Parameters
+    ----------
+    values
+        Ritz values, ``(j,)``.
+    probe
+        ⟨u_j, g⟩, ``(j,)``.
+    wanted
+        Places of the wanted pairs.
+    suspect
+        λ.
+    """
+    distance = suspect - values
+    # A Ritz value at λ itself: nothing can be concluded, and the weight says so.
+    tiny = 1e-14 * max(float(values.abs().max()), 1e-300)
+    distance = torch.where(distance.abs() < tiny, torch.full_like(distance, tiny), distance)
+    weights = probe / distance
+    weights[wanted] = 0.0
+    return weights
+
+
+def chance_of_miss(norms: list[float], n: int) -> float:
+    """Return the bound √(2n/π) ‖y‖, at most 1, for the worst of the suspects.
+
+    Parameters
+    ----------
+    norms
+        ‖y‖ for each suspect.
+    n
+        Length of a vector.
+    """
+    return min(1.0, math.sqrt(2 * n / math.pi) * max(norms))
