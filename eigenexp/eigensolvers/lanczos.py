@@ -20,8 +20,15 @@ from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress
 from eigenexp.eigensolvers.numerics import check_definite, check_symmetric
-from eigenexp.eigensolvers.reporting import make_spectrum
+from eigenexp.eigensolvers.reporting import make_spectrum, miss_notes
 from eigenexp.eigensolvers.verification import TrueResiduals
+from eigenexp.eigensolvers.witness import (
+    CHANCE,
+    SearchBudget,
+    chance_of_miss,
+    galerkin_weights,
+    suspects,
+)
 from eigenexp.errors import InputError
 from eigenexp.spectrum import Spectrum, StopReason
 
@@ -29,6 +36,8 @@ __all__ = ["Lanczos"]
 
 TOP_BASIS = 40
 BOTTOM_BASIS = 320
+PROBE_ROOM = 20
+"""Room that a search for missed pairs is given in the basis before it begins."""
 CHUNK = 2**22
 """Numbers rotated at a time in a restart, so that it needs no second copy of the basis."""
 
@@ -44,20 +53,31 @@ class Lanczos(Eigensolver):
         Vectors stored at the most; memory is ``basis_size · n`` numbers, raised where k needs more.
         ``None``: 40 for the top alone, where more save nothing; 320 where the bottom is wanted,
         whose crowded eigenvalues a restart loses again and again (40 cost it 4 times the products).
+    strict_verification
+        Follow the search for missed pairs until it bounds the chance of a miss by 5 %, also at the
+        top of a picture's F, where 15 products of verification are enough otherwise.
     n, k, which, tol, seed, max_products, rank_bound, image_shape, dtype, device, start
         See :class:`~eigenexp.eigensolvers.base.Eigensolver`. The start vector is random.
 
     Notes
     -----
     A pair is called converged when its residual from a true product is at most ``tol · λmax`` and
-    a random vector, orthogonal to all that was searched, led to no pair beyond it. A bottom pair
-    needs no search where θ ≤ 2 · tol · λmax: F is positive semidefinite and Ritz values bound
-    eigenvalues of the same index from above, so its eigenvalue lies in [0, θ].
+    the search from a fresh random vector found no pair beyond; :mod:`.witness` bounds the chance
+    that one was missed, and the spectrum's notes say it. The bottom needs no search where
+    θ ≤ 2 · tol · λmax: F is positive semidefinite and Ritz values bound eigenvalues of the same
+    index from above, so its eigenvalue lies in [0, θ].
     """
 
     name: ClassVar[str] = "lanczos"
 
-    def __init__(self, n: int, *, basis_size: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        n: int,
+        *,
+        basis_size: int | None = None,
+        strict_verification: bool = False,
+        **settings: Any,
+    ) -> None:
         super().__init__(n, **settings)
         if basis_size is None:
             basis_size = TOP_BASIS if self.settings.which == "top" else BOTTOM_BASIS
@@ -77,8 +97,13 @@ class Lanczos(Eigensolver):
         self._candidates: list[Tensor] = []
         self._couplings = torch.zeros(0, 0, dtype=torch.float64)
         self._phase = SEARCHING
-        self._probe_left = 0
         self._probe_spent = 0
+        self._witness = torch.zeros(0, dtype=torch.float64)
+        self._witness_rest = 0.0
+        self._chance: float | None = None
+        self._doubtful = False
+        is_picture = len(self.settings.image_shape or ()) > 1
+        self._budget = SearchBudget(strict_verification or not is_picture, self.settings.k)
         self._before_probe = torch.zeros(0, dtype=torch.float64)
         self._searched = False
         self._truth = TrueResiduals(len(wanted))
@@ -199,13 +224,17 @@ class Lanczos(Eigensolver):
                 break
         return rest, beta
 
-    def _inject_random(self, *, first: bool = False) -> None:
-        """Add a random candidate orthogonal to everything there is; it has no coupling yet."""
+    def _inject_random(self) -> None:
+        """Add a random candidate, last, where there is room for one."""
         if self._size + len(self._candidates) >= self.settings.n:
             return
         fresh = None
         while fresh is None:
             fresh, _ = self._clean(self._randn(self.settings.n))
+        self._inject(fresh, first=False)
+
+    def _inject(self, fresh: Tensor, *, first: bool) -> None:
+        """Add a candidate that is orthogonal to everything there is; it has no coupling yet."""
         row = torch.zeros(1, self._size, dtype=torch.float64)
         couplings = self._couplings.reshape(len(self._candidates), self._size)
         self._candidates = [fresh, *self._candidates] if first else [*self._candidates, fresh]
@@ -264,57 +293,96 @@ class Lanczos(Eigensolver):
             else:
                 self._start_probe()
         else:
-            self._choose_candidate(places, residuals > target * self._scale())
+            # Next comes the candidate that carries most of the first unconverged pair's residual.
+            outermost = [*range(self._num_top), *reversed(range(self._num_top, len(places)))]
+            first = next(i for i in outermost if float(residuals[i]) > target * self._scale())
+            self._choose_candidate(self._couplings @ self._ritz()[1][:, places[first]])
 
-    def _choose_candidate(self, places: list[int], open_pairs: Tensor) -> None:
-        """Put first the candidate that carries most of the first unconverged pair's residual."""
+    def _choose_candidate(self, shares: Tensor) -> None:
+        """Put the candidate with the largest share of a residual first."""
         if len(self._candidates) < 2:
             return
-        outermost = [*range(self._num_top), *reversed(range(self._num_top, len(places)))]
-        first = next(i for i in outermost if bool(open_pairs[i]))
-        shares = (self._couplings @ self._ritz()[1][:, places[first]]).abs()
-        best = int(shares.argmax())
+        best = int(shares.abs().argmax())
         order = [best, *(i for i in range(len(self._candidates)) if i != best)]
         self._candidates = [self._candidates[i] for i in order]
         self._couplings = self._couplings[order]
 
     def _needs_no_probe(self) -> bool:
-        if self._size >= self.settings.n:
-            return True
-        if self._num_top:
-            return False
+        return self._size >= self.settings.n or not self._ends_to_probe()
+
+    def _ends_to_probe(self) -> list[str]:
+        """Return the ends where a pair can have been missed; the class says why not the bottom."""
         values = self._ritz()[0][self._places()[0]]
-        return float(values.max()) <= 2 * self.settings.tol * self._scale()
+        ends = ["top"] if self._num_top else []
+        if self._num_bottom:
+            highest = float(values[self._num_top])
+            if highest > 2 * self.settings.tol * self._scale():
+                ends.append("bottom")
+        return ends
 
     def _start_probe(self) -> None:
-        self._phase = PROBING
+        """Draw g, uniform on the sphere, and search from what of it is not in the basis."""
+        self._shrink_below(self.basis_size - PROBE_ROOM)
+        self._phase, self._probe_spent, self._chance = PROBING, 0, None
         self._before_probe = self._ritz()[0][self._places()[0]].clone()
-        values = self._before_probe
-        bottom = values[self._num_top :]
-        crowded = len(bottom) and float(bottom.max()) > 2 * self.settings.tol * self._scale()
-        self._probe_left = min(60, max(12, self._num_products // 4)) if crowded else 10
-        self._probe_spent = 0
-        self._inject_random(first=True)
+        g = self._randn(self.settings.n)
+        g = g / g.norm()
+        self._witness = (self._rows[: self._size] @ g).double().cpu()
+        fresh = None
+        if self._size + len(self._candidates) < self.settings.n:
+            fresh, _ = self._clean(g)
+        if fresh is not None:
+            self._witness_rest = float(fresh @ g)
+            self._inject(fresh, first=True)
 
     def _continue_probe(self) -> None:
-        self._probe_left -= 1
+        if self._probe_spent == 0:
+            rest = torch.tensor([self._witness_rest], dtype=torch.float64)
+            self._witness = torch.cat([self._witness, rest])
         self._probe_spent += 1
-        values, _, residuals = self._ritz()
+        values = self._ritz()[0]
         places, _ = self._places()
-        limit = self.settings.tol * self._scale()
         moved = float((values[places] - self._before_probe).abs().max())
-        if moved > 0.5 * limit:
+        if moved > 0.5 * self.settings.tol * self._scale():
             self._phase = SEARCHING  # a pair was missed: go on with both chains
+            # What its search cost was no verification after all.
+            self._num_verification_products -= self._probe_spent
             self._look()
             return
-        # At the top alone it is enough when the next pair is known to lie below the wanted ones.
-        k = self._num_top
-        clear = k < self._size and float(values[k] + residuals[k]) < float(values[k - 1])
-        enough = not self._num_bottom and self._probe_spent >= 8 and clear
-        if self._probe_left <= 0 or not self._candidates or enough:
+        chance, shares = self._trace(places)
+        ends = self._ends_to_probe()
+        end = ends[-1] if ends else "top"
+        spent = self._budget.spent(end, self._probe_spent, self._num_products)
+        full = self._size >= self.basis_size
+        if chance <= CHANCE or spent or full or not self._candidates:
+            self._chance = chance
+            self._doubtful = chance > CHANCE and not self._budget.short(end)
             self._searched = True
             self._phase = SEARCHING
             self._look()
+        else:
+            self._choose_candidate(shares)
+
+    def _trace(self, places: list[int]) -> tuple[float, Tensor]:
+        """Return the chance of a miss, and y of the suspect hardest to exclude by candidates.
+
+        y = Q C s, so ‖y‖ = ‖C s‖: the bound costs no pass over the basis.
+        """
+        values, vectors, _ = self._ritz()
+        coordinates = vectors[: len(self._witness)].mT @ self._witness
+        total, worst, shares = 0.0, -1.0, torch.zeros(len(self._candidates), dtype=torch.float64)
+        for end in self._ends_to_probe():
+            last = places[self._num_top - 1] if end == "top" else places[self._num_top]
+            slack = self.settings.tol * self._scale()
+            norms = []
+            for suspect in suspects(end, float(values[last]), slack, self._scale()):
+                weights = galerkin_weights(values, coordinates, places, suspect)
+                y = self._couplings @ (vectors @ weights)
+                norms.append(float(y.norm()))
+                if norms[-1] > worst:
+                    worst, shares = norms[-1], y
+            total += chance_of_miss(norms, self.settings.n)
+        return min(total, 1.0), shares
 
     def _start_verification(self) -> None:
         self._phase = VERIFYING
@@ -337,15 +405,22 @@ class Lanczos(Eigensolver):
     def _judge(self) -> StopReason | None:
         n = self.settings.n
         exhausted = self._size >= n and not self._candidates
-        return self._truth.verdict(
+        reason = self._truth.verdict(
             self._scale(), self.settings.tol, self.dtype, n, exhausted=exhausted
         )
+        if reason is StopReason.CONVERGED and self._doubtful:
+            return StopReason.UNVERIFIED
+        return reason
 
     # -- restart -------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
-        """Shrink a full basis to the wanted Ritz vectors and their neighbours (thick restart)."""
-        if self._size < self.basis_size or self._size >= self.settings.n:
+        """Shrink a full basis."""
+        self._shrink_below(self.basis_size)
+
+    def _shrink_below(self, size: int) -> None:
+        """Shrink to the wanted Ritz vectors and their neighbours (thick restart)."""
+        if self._size < size or self._size >= self.settings.n:
             return
         j = self._size
         spare = max(1, int(0.4 * (j - self._num_top - self._num_bottom)))
@@ -419,6 +494,7 @@ class Lanczos(Eigensolver):
             num_verification_products=self._num_verification_products,
             method=self.name,
             guards=guards,
+            notes=miss_notes([] if self._chance is None else [self._chance], self.done),
         )
 
     # -- state ---------------------------------------------------------------------------------
@@ -433,7 +509,15 @@ class Lanczos(Eigensolver):
             "candidates": torch.stack(waiting) if waiting else empty,
             "couplings": self._couplings.clone(),
             "phase": self._phase,
-            "probe": [self._probe_left, self._probe_spent, int(self._searched)],
+            "probe": [
+                self._probe_spent,
+                int(self._searched),
+                int(self._missed),
+                int(self._doubtful),
+            ],
+            "witness": self._witness.clone(),
+            "witness_rest": self._witness_rest,
+            "chance": self._chance,
             "before_probe": self._before_probe.clone(),
             "truth": self._truth.state(),
             "scale": self._known_scale,
@@ -449,7 +533,11 @@ class Lanczos(Eigensolver):
         self._candidates = list(self._own(state["candidates"]).unbind(0))
         self._couplings = state["couplings"].double().cpu().clone()
         self._phase = str(state["phase"])
-        self._probe_left, self._probe_spent, searched = map(int, state["probe"])
+        self._probe_spent, searched, doubtful = map(int, state["probe"])
+        self._doubtful = bool(doubtful)
+        self._witness = state["witness"].double().cpu().clone()
+        self._witness_rest = float(state["witness_rest"])
+        self._chance = None if state["chance"] is None else float(state["chance"])
         self._searched = bool(searched)
         self._before_probe = state["before_probe"].double().cpu().clone()
         self._truth.load(state["truth"])
@@ -462,7 +550,7 @@ class Lanczos(Eigensolver):
             return
         if self._truth.complete:
             self._stop_reason = self._judge()
-            if self._stop_reason is StopReason.CONVERGED:
+            if self._stop_reason in (StopReason.CONVERGED, StopReason.UNVERIFIED):
                 return
             self._stop_reason = None
         self._truth.reset()

@@ -163,7 +163,8 @@ class SearchSpace:
 
     def coordinates(self, vector: Tensor) -> Tensor:
         """Return ⟨u_j, V x⟩ for each Ritz vector, ``(size,)``, of x with at most size entries."""
-        return self._pairs()[1][: len(vector)].mT @ vector
+        coordinates: Tensor = self._pairs()[1][: len(vector)].mT @ vector
+        return coordinates
 
     def combine_residuals(self, weights: Tensor) -> Tensor:
         """Return Σ_j r_j weights_j, ``(n, b)``, of the residuals r_j of all Ritz pairs.
@@ -178,8 +179,11 @@ class SearchSpace:
         combined -= self.basis @ (vectors @ (weights * values[:, None])).to(self._v)
         return combined
 
-    def restart(self, places: Sequence[int], extra: Tensor | None = None) -> None:
-        """Shrink to the Ritz vectors at ``places`` and the span of V ``extra``, ``(size, e)``."""
+    def restart(self, places: Sequence[int], extra: Tensor | None = None) -> Tensor:
+        """Shrink to the Ritz vectors at ``places`` and the span of V ``extra``, ``(size, e)``.
+
+        Returns the rotation C, ``(size, kept)``: the new V is V C.
+        """
         coefficients = self._pairs()[1][:, list(places)]
         if extra is not None and extra.shape[1]:
             rest = extra
@@ -199,6 +203,8 @@ class SearchSpace:
         self.projected = (projected + projected.mT) / 2
         self.size = kept
         self._ritz = None
+        rotated: Tensor = coefficients
+        return rotated
 
     # -- state ---------------------------------------------------------------------------------
 

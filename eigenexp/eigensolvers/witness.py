@@ -15,14 +15,51 @@ Weyl's inequality F has no eigenvalue beyond that F' has none of, up to the resi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["CHANCE", "chance_of_miss", "galerkin_weights", "suspects"]
+__all__ = ["CHANCE", "SearchBudget", "chance_of_miss", "galerkin_weights", "suspects"]
 
-CHANCE = 0.01
+CHANCE = 0.05
 """Chance of a miss at which a search for missed pairs ends."""
+TOP_BUDGET = 15
+"""Products a top of a picture's F is verified with at the most, true residuals included."""
+LIMIT = 60
+"""Products after which any other search is given up, or half of all where that is more."""
+
+
+@dataclass(frozen=True)
+class SearchBudget:
+    """How long a random vector is followed in search of missed pairs.
+
+    Attributes
+    ----------
+    strict
+        Follow it until the chance of a miss is at most :data:`CHANCE`. Otherwise the search at the
+        top ends after :data:`TOP_BUDGET` products less the k of the true residuals, also where the
+        bound is still weak: the top of a vision model's F is seldom repeated.
+    """
+
+    strict: bool
+    k: int
+
+    def spent(self, end: str, products: int, total: int) -> bool:
+        """Whether the search ends here with what it knows.
+
+        Parameters
+        ----------
+        products, total
+            Of this search, and of the whole run.
+        """
+        if self.short(end):
+            return products >= max(8, TOP_BUDGET - self.k)
+        return products >= max(LIMIT, total // 2)
+
+    def short(self, end: str) -> bool:
+        """Whether the short search of a picture's top is enough."""
+        return end == "top" and not self.strict
 
 
 def suspects(end: str, last: float, slack: float, scale: float) -> list[float]:
