@@ -386,7 +386,7 @@ class Davidson(Eigensolver):
         """Judge the search for missed pairs after each of its products."""
         space, limit = self._space, self.settings.tol * self._space.scale
         moved = float((space.values[self._places()] - self._settled).abs().max())
-        if moved > 0.5 * limit:
+        if moved > limit:
             self._phase = SEARCHING  # a pair was missed: it is in the space now
             self._norms.fill_(float("inf"))
             # What its search cost was no verification after all.
@@ -408,7 +408,7 @@ class Davidson(Eigensolver):
             self._begin_guarding()
 
     def _trace(self) -> tuple[float, Tensor, float]:
-        """Return the suspect that is hardest to exclude, its y ``(n, 1)``, and the chance of a miss."""
+        """Return the suspect hardest to exclude, its y ``(n, 1)``, and the chance of a miss."""
         space, end = self._space, self._guard_ends[0]
         places = self._end_places(end)
         last = float(space.values[places[-1] if end == "top" else places[0]])

@@ -343,7 +343,7 @@ class Lanczos(Eigensolver):
         values = self._ritz()[0]
         places, _ = self._places()
         moved = float((values[places] - self._before_probe).abs().max())
-        if moved > 0.5 * self.settings.tol * self._scale():
+        if moved > self.settings.tol * self._scale():
             self._phase = SEARCHING  # a pair was missed: go on with both chains
             # What its search cost was no verification after all.
             self._num_verification_products -= self._probe_spent
@@ -512,7 +512,6 @@ class Lanczos(Eigensolver):
             "probe": [
                 self._probe_spent,
                 int(self._searched),
-                int(self._missed),
                 int(self._doubtful),
             ],
             "witness": self._witness.clone(),
