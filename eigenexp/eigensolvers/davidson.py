@@ -139,7 +139,7 @@ class Davidson(Eigensolver):
         self._stood = 0
         self._witness = torch.zeros(0, dtype=torch.float64)
         self._chances: list[float] = []
-        self._doubtful = False
+        self._doubtful = self._guarded = False
         is_picture = len(self.settings.image_shape or ()) > 1
         self._budget = SearchBudget(strict_verification or not is_picture, self.settings.k)
 
@@ -290,8 +290,13 @@ class Davidson(Eigensolver):
         if self._space.size >= self.settings.n:
             self._phase = VERIFYING
             return
+        if self._guarded and not self._has_moved():
+            self._phase = VERIFYING
+            return
+        self._chances, self._doubtful, self._guarded = [], False, False
         self._guard_ends = [end for end in ("top", "bottom") if self._needs_guard(end)]
-        self._begin_guarding()
+        self._settled = self._space.values[self._places()].clone()
+        self._guard_next()
 
     def _measure(self) -> bool:
         """Measure residuals until one is above the limit; return whether all are below.
@@ -376,26 +381,33 @@ class Davidson(Eigensolver):
         highest = float(self._space.values[places[0]])
         return highest > 2 * self.settings.tol * self._space.scale
 
-    def _begin_guarding(self) -> None:
+    def _guard_next(self) -> None:
         """Search the next end for missed pairs, or go on to the true products."""
         self._guard_spent = 0
-        self._settled = self._space.values[self._places()].clone()
-        self._phase = GUARDING if self._guard_ends else VERIFYING
+        if self._guard_ends:
+            self._phase = GUARDING
+            return
+        # The search may have turned vectors within a cluster: their residuals are looked at again.
+        self._guarded = True
+        self._norms.fill_(float("inf"))
+        self._phase = VERIFYING if self._measure() else SEARCHING
+
+    def _has_moved(self) -> bool:
+        """Whether a wanted pair is another than when the search for missed ones began."""
+        moved = float((self._space.values[self._places()] - self._settled).abs().max())
+        return moved > self.settings.tol * self._space.scale
 
     def _guard(self) -> None:
         """Judge the search for missed pairs after each of its products."""
-        space, limit = self._space, self.settings.tol * self._space.scale
-        moved = float((space.values[self._places()] - self._settled).abs().max())
-        if moved > limit:
+        if self._has_moved():
             self._phase = SEARCHING  # a pair was missed: it is in the space now
             self._norms.fill_(float("inf"))
             # What its search cost was no verification after all.
             self._num_verification_products -= self._guard_spent
-            self._chances, self._doubtful = [], False
             return
-        if space.size >= self.settings.n:
+        if self._space.size >= self.settings.n:
             self._guard_ends = []
-            self._begin_guarding()
+            self._guard_next()
             return
         *_, chance = self._trace()
         end = self._guard_ends[0]
@@ -405,11 +417,13 @@ class Davidson(Eigensolver):
             self._doubtful = self._doubtful or (chance > CHANCE and not short)
             self._chances.append(chance)
             self._guard_ends.pop(0)
-            self._begin_guarding()
+            self._guard_next()
 
     def _trace(self) -> tuple[float, Tensor, float]:
         """Return the suspect hardest to exclude, its y ``(n, 1)``, and the chance of a miss."""
         space, end = self._space, self._guard_ends[0]
+        if space.scale == 0:  # F g = 0 for a random g
+            return 0.0, self._randn(space.n, 1), 0.0
         places = self._end_places(end)
         last = float(space.values[places[-1] if end == "top" else places[0]])
         possible = suspects(end, last, self.settings.tol * space.scale, space.scale)
@@ -445,7 +459,6 @@ class Davidson(Eigensolver):
         self._phase = SEARCHING
         self._norms.fill_(float("inf"))
         self._standing, self._stood = [], 0
-        self._chances, self._doubtful = [], False
         if self._space.size >= self.settings.n:
             self._phase = VERIFYING
         elif self._space.size >= len(self.settings.wanted):
@@ -564,7 +577,7 @@ class Davidson(Eigensolver):
             "stood": self._stood,
             "witness": self._witness.clone(),
             "chances": list(self._chances),
-            "doubtful": self._doubtful,
+            "doubts": [int(self._doubtful), int(self._guarded)],
         }
 
     def _import_state(self, state: Mapping[str, Any]) -> None:
@@ -588,7 +601,7 @@ class Davidson(Eigensolver):
         self._stood = int(state["stood"])
         self._witness = state["witness"].double().cpu().clone()
         self._chances = [float(chance) for chance in state["chances"]]
-        self._doubtful = bool(state["doubtful"])
+        self._doubtful, self._guarded = (bool(x) for x in state["doubts"])
 
     def _reopen(self) -> None:
         super()._reopen()
@@ -600,5 +613,6 @@ class Davidson(Eigensolver):
                 return
         self._stop_reason = None
         self._truth.reset()
+        self._guarded = False
         self._pending = None
         self._back_to_search()

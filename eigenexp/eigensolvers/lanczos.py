@@ -24,6 +24,7 @@ from eigenexp.eigensolvers.reporting import make_spectrum, miss_notes
 from eigenexp.eigensolvers.verification import TrueResiduals
 from eigenexp.eigensolvers.witness import (
     CHANCE,
+    LIMIT,
     SearchBudget,
     chance_of_miss,
     galerkin_weights,
@@ -52,7 +53,8 @@ class Lanczos(Eigensolver):
     basis_size
         Vectors stored at the most; memory is ``basis_size · n`` numbers, raised where k needs more.
         ``None``: 40 for the top alone, where more save nothing; 320 where the bottom is wanted,
-        whose crowded eigenvalues a restart loses again and again (40 cost it 4 times the products).
+        whose crowded eigenvalues a restart loses again and again (40 cost it 4 times the products);
+        60 more for a strict verification.
     strict_verification
         Follow the search for missed pairs until it bounds the chance of a miss by 5 %, also at the
         top of a picture's F, where 15 products of verification are enough otherwise.
@@ -79,8 +81,12 @@ class Lanczos(Eigensolver):
         **settings: Any,
     ) -> None:
         super().__init__(n, **settings)
+        is_picture = len(self.settings.image_shape or ()) > 1
+        self._budget = SearchBudget(strict_verification or not is_picture, self.settings.k)
         if basis_size is None:
             basis_size = TOP_BASIS if self.settings.which == "top" else BOTTOM_BASIS
+            # A search that is not cut short must fit behind the pairs that were found.
+            basis_size += LIMIT if self._budget.strict else 0
         if basis_size < 2:
             raise InputError(f"basis_size: expected at least 2 vectors, got {basis_size}")
         wanted = self.settings.wanted
@@ -102,8 +108,6 @@ class Lanczos(Eigensolver):
         self._witness_rest = 0.0
         self._chance: float | None = None
         self._doubtful = False
-        is_picture = len(self.settings.image_shape or ()) > 1
-        self._budget = SearchBudget(strict_verification or not is_picture, self.settings.k)
         self._before_probe = torch.zeros(0, dtype=torch.float64)
         self._searched = False
         self._truth = TrueResiduals(len(wanted))
@@ -159,7 +163,7 @@ class Lanczos(Eigensolver):
         j = self._size
         known = self._couplings[0]  # C[0] = qᵀ F V, by symmetry what Vᵀ w must be
         length = float(w.norm())
-        scale = max(self._known_scale, length)
+        scale = self._known_scale = max(self._known_scale, length)  # ‖F q‖ ≤ λmax
         alpha = q @ w
         rest = w - alpha * q
         if j:
@@ -322,7 +326,7 @@ class Lanczos(Eigensolver):
 
     def _start_probe(self) -> None:
         """Draw g, uniform on the sphere, and search from what of it is not in the basis."""
-        self._shrink_below(self.basis_size - PROBE_ROOM)
+        self._shrink_below(self.basis_size - (LIMIT if self._budget.strict else PROBE_ROOM))
         self._phase, self._probe_spent, self._chance = PROBING, 0, None
         self._before_probe = self._ritz()[0][self._places()[0]].clone()
         g = self._randn(self.settings.n)
@@ -368,6 +372,8 @@ class Lanczos(Eigensolver):
 
         y = Q C s, so ‖y‖ = ‖C s‖: the bound costs no pass over the basis.
         """
+        if self._scale() == 0:  # F g = 0 for a random g
+            return 0.0, torch.zeros(len(self._candidates), dtype=torch.float64)
         values, vectors, _ = self._ritz()
         coordinates = vectors[: len(self._witness)].mT @ self._witness
         total, worst, shares = 0.0, -1.0, torch.zeros(len(self._candidates), dtype=torch.float64)
@@ -429,6 +435,8 @@ class Lanczos(Eigensolver):
         spare_bottom = spare - spare_top if both else (spare if self._num_bottom else 1)
         top = self._num_top + spare_top
         bottom = min(self._num_bottom + spare_bottom, j - top)
+        if top + bottom >= j:
+            return
         keep = [*range(top), *range(j - bottom, j)]
         values, vectors, _ = self._ritz()
         coefficients = vectors[:, keep]
