@@ -171,6 +171,7 @@ def build_callbacks(
             every_n_steps=every["checkpoint_every"],
             every_seconds=every["checkpoint_seconds"],
             keep=every["keep_checkpoints"],
+            max_share=every["checkpoint_share"],
         ),
     ]
     if config["trainer"]["enable_progress_bar"]:

@@ -187,6 +187,13 @@ class EigendistortionModule(L.LightningModule):
         # Only the solver's state goes into a checkpoint, so a state dict never matches strictly.
         self.strict_loading = False
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; what Lightning notes some forty times a step takes the short way."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # -- what a user reads -----------------------------------------------------------------------
 
     @property
@@ -293,6 +300,12 @@ class EigendistortionModule(L.LightningModule):
     def train_dataloader(self) -> ProbeSteps:
         """Return the endless loader of solver steps."""
         return ProbeSteps()
+
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Drop the last product: there is one parameter."""
+        self.probe.grad = None
 
     # -- the loop --------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from eigenexp.callbacks.sending import forget_points_from, send_point, write_directly
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.eigensolvers import Eigensolver
 from eigenexp.eigensolvers.base import Progress
@@ -113,9 +114,14 @@ class ConvergenceLogging(L.Callback):
         solver_module(pl_module).logged_by_callback = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; a resumed run repeats the steps after its checkpoint."""
         self._clock = time.perf_counter()
         self._steps_since = 0
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                write_directly(logger)
+                if self._last_logged >= 0:
+                    forget_points_from(logger, self._last_logged + 1)
 
     def on_train_batch_end(
         self,
@@ -152,7 +158,7 @@ class ConvergenceLogging(L.Callback):
         self._remember(progress, metrics, solver.settings.n)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=products)
+                send_point(logger, metrics, products)
 
     # -- the quantities --------------------------------------------------------------------------
 
