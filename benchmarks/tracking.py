@@ -3,7 +3,7 @@
     python benchmarks/tracking.py fit            # SQLite store
     python benchmarks/tracking.py fit --delay 0.2  # an HTTP server whose every answer takes 200 ms
     python benchmarks/tracking.py long           # 10 000 logged steps: memory and size of the store
-    python benchmarks/tracking.py kill --times 100  # kill -9 at random instants, then resume
+    python benchmarks/tracking.py storm          # 100 x kill -9 at any instant, then resume
 
 Each product costs a fixed amount of real arithmetic, calibrated to ``--product`` seconds.
 """
@@ -13,10 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import random
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -254,116 +250,31 @@ def measure_long(options: argparse.Namespace) -> None:
         )
 
 
-LIFE = """
-import sys, warnings
-sys.path.insert(0, sys.argv[1])
-import lightning as L
-import eigenexp as ee
-import tracking
-from eigenexp.checkpoints import find_checkpoint
-from eigenexp.errors import CheckpointError
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-root, folder = Path(sys.argv[2]), Path(sys.argv[3])
-steps, run_id = int(sys.argv[4]), sys.argv[5] or None
-logger = ee.MLflowLogger("kill", root=root, run_id=run_id, drain_timeout=120)
-print("run", logger.version, flush=True)
-try:
-    path = find_checkpoint(folder)
-except CheckpointError:
-    path = None
-model, image = tracking.problem()
-module = ee.EigendistortionModule(model, image, **tracking.SETTINGS)
-trainer = L.Trainer(max_steps=steps, precision="64-true", logger=logger, enable_progress_bar=False,
-    enable_model_summary=False, accelerator="cpu", default_root_dir=root,
-    callbacks=[ee.ConvergenceLogging(1), ee.SolverCheckpoint(folder, every_n_steps=10)])
-trainer.fit(module, ckpt_path=path)
-logger.close()
-torch.save(module.solver.result().eigenvectors, root / "result.pt")
-print("done", flush=True)
-"""
-
-
-def measure_kill(options: argparse.Namespace) -> None:
-    """Kill lives at random instants until one ends; compare with a life nobody killed."""
-    import torch
-
-    from eigenexp.tracking import local_store, sync
-
-    rng = random.Random(options.seed)
-    here = str(Path(__file__).parent)
-    other = Path(options.other or tempfile.gettempdir())
-    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(dir=other) as away:
-
-        def live(root: Path, folder: Path, run_id: str, limit: float | None) -> tuple[str, bool]:
-            root.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-c", LIFE, here, str(root), str(folder)]
-            process = subprocess.Popen(
-                [*command, str(options.steps), run_id], stdout=subprocess.PIPE, text=True,
-                stderr=(root / "stderr.txt").open("w"),
-            )  # fmt: skip
-            first = process.stdout.readline().split()
-            run_id = first[1] if first else run_id
-            try:
-                process.wait(limit)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-            out = process.communicate()[0]
-            if process.returncode not in (0, -signal.SIGKILL):
-                errors = (root / "stderr.txt").read_text()[-3000:]
-                raise SystemExit(f"a life ended by itself, code {process.returncode}: {errors}")
-            return run_id, "done" in out
-
-        calm = Path(scratch) / "calm"
-        _, ended = live(calm, calm / "checkpoints", "", None)
-        truth = torch.load(calm / "result.pt")
-        kills = wrong = i = 0
-        while kills < options.times:
-            root, folder, run_id = Path(scratch) / str(i), Path(away) / str(i), ""
-            ended = False
-            while not ended:
-                limit = rng.uniform(0.0, options.limit) if kills < options.times else None
-                run_id, ended = live(root, folder, run_id, limit)
-                kills += not ended
-            store = local_store(root)
-            sync(root)
-            points = [p.step for p in store.client.get_metric_history(run_id, "worst_residual")]
-            whole = sorted(points) == list(
-                range(min(points), max(points) + 1, points[1] - points[0])
-            )
-            equal = torch.equal(torch.load(root / "result.pt"), truth)
-            status = store.find_run(run_id).info.status
-            wrong += not (equal and whole and status == "FINISHED")
-            print(
-                f"run {i}: {kills} kills so far, equal {equal}, points whole {whole}, {status}",
-                flush=True,
-            )
-            i += 1
-            shutil.rmtree(folder)
-    print(f"{kills} kills over {i} runs, {wrong} runs wrong")
-
-
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("fit", "long", "kill"))
+    parser.add_argument("what", choices=("fit", "long", "storm"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--product", type=float, default=0.02, help="seconds of work a product")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds a server's answer takes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--chunk", type=int, default=50, help="steps in turn (fit)")
     parser.add_argument("--every", type=int, default=5, help="steps between points (long)")
-    parser.add_argument("--times", type=int, default=100, help="kills")
-    parser.add_argument("--limit", type=float, default=3.0, help="longest life after start-up, s")
-    parser.add_argument("--other", help="folder on another filesystem, for the checkpoints (kill)")
+    parser.add_argument("--times", type=int, default=100, help="kills (storm)")
+    parser.add_argument("--lives", type=int, default=10, help="kills a run at the most (storm)")
+    parser.add_argument("--limit", type=float, default=3.0, help="longest undisturbed life, s")
+    parser.add_argument("--pause", type=float, default=0.01, help="seconds a product (storm)")
+    parser.add_argument("--other", default="/dev/shm", help="folder on another filesystem (storm)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.steps is None:
-        options.steps = {"fit": 500, "long": 10_000, "kill": 300}[options.what]
+        options.steps = {"fit": 500, "long": 10_000, "storm": 400}[options.what]
     warnings.filterwarnings("ignore", message=".*num_workers.*")
-    {"fit": measure_fit, "long": measure_long, "kill": measure_kill}[options.what](options)
+    if options.what == "storm":
+        from storm import measure_storm as measure
+    else:
+        measure = {"fit": measure_fit, "long": measure_long}[options.what]
+    sys.exit(0 if measure(options) else 1)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def test_a_resumed_run_has_each_tensorboard_point_once(
     assert load_checkpoint(last)["global_step"] == 12
     time.sleep(1.0)  # event files are named by the second they were begun in
     logger = TensorBoardLogger(tmp_path, "tb", version="run")
-    fit(small_problem, tmp_path, [ee.ConvergenceLogging(1)], logger, resume=last)
+    again = [ee.ConvergenceLogging(1), ee.SolverCheckpoint(tmp_path / "c")]
+    fit(small_problem, tmp_path, again, logger, resume=last)
     assert [value for _, value in scalars(folder, "trainer_step")] == list(range(1, 31))
 
 
@@ -127,6 +128,10 @@ def test_loggers_write_out_before_a_checkpoint(small_problem: Problem, tmp_path:
             order.append("save")
 
     class Watching(ee.SolverCheckpoint):
+        def _write(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
+            order.clear()
+            super()._write(trainer, module, step)
+
         def state_dict(self) -> dict[str, Any]:
             order.append("checkpoint")
             return super().state_dict()

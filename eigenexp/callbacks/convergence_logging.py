@@ -233,7 +233,7 @@ class ConvergenceLogging(L.Callback):
         return type(self).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """Return history and counters as plain containers."""
+        """Return history, counters, and what the next change and angle are taken from."""
         return {
             "history": {
                 key: {k: list(v) for k, v in value.items()}
@@ -245,6 +245,8 @@ class ConvergenceLogging(L.Callback):
             "points": self._points,
             "last_logged": self._last_logged,
             "elapsed": self._elapsed,
+            "eigenvalues": self._eigenvalues,
+            "subspaces": dict(self._subspaces),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -254,3 +256,5 @@ class ConvergenceLogging(L.Callback):
         self._points = state_dict["points"]
         self._last_logged = state_dict["last_logged"]
         self._elapsed = state_dict["elapsed"]
+        self._eigenvalues = state_dict.get("eigenvalues")
+        self._subspaces = dict(state_dict.get("subspaces", {}))

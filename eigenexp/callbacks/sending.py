@@ -69,6 +69,9 @@ class EventFile:
         """Close the file."""
         self._file.close()
 
+    def __del__(self) -> None:
+        self._file.close()
+
 
 def write_directly(logger: Logger) -> None:
     """Let a TensorBoard logger write in this thread from now on; other loggers stay as they are."""
