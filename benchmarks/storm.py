@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tracking import SETTINGS, problem, verdict
@@ -93,7 +93,6 @@ class Life:
     done: bool = False
     code: int | None = None
     buffer: bytes = b""
-    children: set[int] = field(default_factory=set)
 
     def poll(self) -> bool:
         """Read what it says; return whether it lives."""
@@ -118,15 +117,17 @@ class Life:
                 self.code = os.waitstatus_to_exitcode(status)
         return self.code is None
 
-    def kill(self, with_sender: bool) -> None:
-        """Kill it, and the process that sends for it, without a word."""
+    def find_senders(self) -> set[int]:
+        """Return the processes that send for it."""
         import psutil
 
-        victims = [self.pid]
-        if with_sender:
-            with contextlib.suppress(psutil.Error):
-                victims += [child.pid for child in psutil.Process(self.pid).children()]
-        for pid in victims:
+        with contextlib.suppress(psutil.Error):
+            return {child.pid for child in psutil.Process(self.pid).children()}
+        return set()
+
+    def kill(self, senders: set[int]) -> None:
+        """Kill it, and those who send for it, without a word."""
+        for pid in (*senders, self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + 10
@@ -165,16 +166,30 @@ def traces(kind: str, root: Path, folder: Path) -> bool:
     if kind == "checkpoint":
         return any(folder.glob(".*.eigenexp-tmp"))
     if kind == "upload":
-        return any(root.glob("artifacts/*/*/artifacts/**/.incoming-*"))
+        folders = root.glob("artifacts/storm/*/artifacts/")
+        names = ("checkpoints/last", "checkpoints/best", "images")
+        return any(any((f / name).glob(".incoming-*")) for f in folders for name in names)
     return (root / "mlflow.db-journal").exists()
 
 
-def kill_at(life: Life, kind: str, root: Path, folder: Path, rng: random.Random, limit: float):
-    """Wait for the instant and kill; return whether the life ended before, and whether it hit."""
+def kill_at(
+    life: Life,
+    kind: str,
+    root: Path,
+    folder: Path,
+    rng: random.Random,
+    limit: float,
+    senders: set[int],
+) -> tuple[bool, bool]:
+    """Wait for the instant and kill; return whether the life ended before, and whether it hit.
+
+    ``senders`` of earlier lives, which may be at work still, die with this one's.
+    """
     # Some steps are still before the first one: while the run is found, the checkpoint read.
     early = kind == "step" and rng.random() < 0.3
     while life.poll() and not (early or life.step):
         time.sleep(0.002)
+    senders |= life.find_senders()
     start = time.monotonic()
     after = rng.uniform(0, limit)
     patience = after if kind == "step" else after + 5.0
@@ -185,7 +200,10 @@ def kill_at(life: Life, kind: str, root: Path, folder: Path, rng: random.Random,
         time.sleep(0.002 if kind == "step" or passed < after else 0)
     if life.code is not None:
         return True, False
-    life.kill(with_sender=kind in ("upload", "flush") or rng.random() < 0.5)
+    everything = kind in ("upload", "flush") or rng.random() < 0.5
+    life.kill(senders if everything else set())
+    if everything:
+        senders.clear()
     return False, kind == "step" or traces(kind, root, folder)
 
 
@@ -276,11 +294,12 @@ def measure_storm(options: argparse.Namespace) -> bool:
             root = home / str(runs)
             folder = (root if runs % 2 else Path(away) / str(runs)) / "checkpoints"
             run_id, saved, died_at, ended, here = None, 0, 0, False, 0
+            senders: set[int] = set()
             while not ended:
                 life = begin(root, folder, run_id, options)
                 if kills < options.times and here < options.lives:
                     kind = KINDS[kills % len(KINDS)]
-                    ended, hit = kill_at(life, kind, root, folder, rng, options.limit)
+                    ended, hit = kill_at(life, kind, root, folder, rng, options.limit, senders)
                     if not ended:
                         kills += 1
                         here += 1

@@ -466,6 +466,10 @@ class EigendistortionModule(L.LightningModule):
                 force=self.force_resume,
                 intended=self.intended_changes,
             )
+        # max_time is what each process gets: a resumed one does not begin with its time used up.
+        callbacks = checkpoint.get("callbacks")
+        if isinstance(callbacks, dict):
+            callbacks.pop("Timer", None)
         self._rng_state = dict(saved["rng_state"])
         if saved["route"] != self.operator.jacobian.route:
             self._operator = FisherOperator(self.model, self._image, route=saved["route"])
