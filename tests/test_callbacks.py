@@ -21,7 +21,7 @@ import eigenexp as ee
 from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.sending import write_directly
 from eigenexp.checkpoints import load_checkpoint
-from eigenexp.errors import InputError
+from eigenexp.errors import CheckpointError, InputError
 from tests.conftest import Quadratic
 
 Problem = tuple[Quadratic, Tensor, Tensor]
@@ -72,6 +72,7 @@ def test_tensorboard_gets_every_metric_of_every_point(
     lines = (tmp_path / "csv" / "run" / "metrics.csv").read_text().splitlines()
     names = set(lines[0].split(",")) - {"step"}
     assert {"residual/0", "eigenvalue/-1", "subspace_angle/top", "step_seconds"} <= names
+    assert {"products", "memory_mb"} <= names
     products = logging.history["products"]
     for name in ("residual/0", "eigenvalue/-1", "products"):
         assert [step for step, _ in scalars(folder, name)] == products
@@ -204,6 +205,40 @@ def test_pace_follows_the_median_cost() -> None:
             ee.SolverCheckpoint(max_share=share)
 
 
+def test_a_save_that_fails_is_told_and_tried_again_and_only_the_last_one_raises(
+    small_problem: Problem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from eigenexp import checkpoint_io
+
+    real, full = checkpoint_io.save_checkpoint, {10, 20}
+
+    def save(checkpoint: dict[str, Any], path: Path) -> str:
+        if checkpoint["global_step"] in full:
+            raise CheckpointError("no room")
+        return real(checkpoint, path)
+
+    monkeypatch.setattr(checkpoint_io, "save_checkpoint", save)
+    checkpoint = ee.SolverCheckpoint(tmp_path / "c", every_n_steps=10, max_share=None)
+    fit(small_problem, tmp_path, [checkpoint], steps=25)
+    assert load_checkpoint(checkpoint.last_path)["global_step"] == 25
+    assert caplog.text.count("no room. The solve goes on") == 2
+    full.add(30)
+    checkpoint = ee.SolverCheckpoint(tmp_path / "d", every_n_steps=15, max_share=None)
+    with pytest.raises(CheckpointError, match="no room"):
+        fit(small_problem, tmp_path, [checkpoint], steps=30)
+    assert load_checkpoint(checkpoint.last_path)["global_step"] == 15
+
+
+def test_results_without_room_are_one_line(small_problem: Problem, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="resume from the last checkpoint") as caught:
+        fit(small_problem, tmp_path, [ee.ResultFiles(tmp_path / "file" / "r")], steps=3)
+    assert "\n" not in str(caught.value)
+
+
 # -- signals ---------------------------------------------------------------------------------------
 
 
@@ -305,7 +340,7 @@ sys.exit(stop.exit_code)
 """
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_any_one_rank_stops_all(rank: int, tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -15,9 +16,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.checkpoints import AtomicCheckpointIO, metadata_path
-from eigenexp.errors import InputError
+from eigenexp.errors import CheckpointError, InputError
 
 __all__ = ["SolverCheckpoint"]
+
+log = logging.getLogger(__name__)
 
 
 class SolverCheckpoint(Checkpoint):
@@ -26,7 +29,8 @@ class SolverCheckpoint(Checkpoint):
     Each file is complete or absent (written beside its place, synced, renamed), has a
     ``.metadata.json`` with its sha256 beside it, and is handed to loggers that keep artifacts as
     ``checkpoints/last`` and ``checkpoints/best``. Loggers write out what they hold before each, so
-    that no point from before a checkpoint is lost with the machine.
+    that no point from before a checkpoint is lost with the machine. A save that fails, on a full
+    disk, is told and tried again; only one that fails at the end ends the run with an error.
 
     Parameters
     ----------
@@ -134,20 +138,37 @@ class SolverCheckpoint(Checkpoint):
         return bool(trainer.strategy.reduce_boolean_decision(ready, all=False))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last state, wherever the run stopped."""
-        self._save(trainer, pl_module)
+        """Save the last state, wherever the run stopped.
+
+        Raises
+        ------
+        CheckpointError
+            When it cannot be written; earlier ones are intact.
+        """
+        self._save(trainer, pl_module, at_end=True)
 
     # -- files -----------------------------------------------------------------------------------
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _save(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *, at_end: bool = False
+    ) -> None:
         step = trainer.global_step
-        if step == self._saved_step:
+        # One rank may have failed to write what the others take for saved: at the end, all again.
+        if step == self._saved_step and trainer.world_size == 1:
             return
-        self._saved_step = step
-        self._saved_at = time.monotonic()
+        best = (self.best_residual, self.best_step)
         self._is_due = False
-        with self._pace.measure():
-            self._write(trainer, pl_module, step)
+        self._saved_at = time.monotonic()
+        try:
+            with self._pace.measure():
+                self._write(trainer, pl_module, step)
+        except (CheckpointError, OSError) as error:
+            self.best_residual, self.best_step = best
+            if at_end:
+                raise
+            log.warning("%s. The solve goes on and tries again at the next save", error)
+        else:
+            self._saved_step = step
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         worst = solver_module(pl_module).solver.progress().worst
@@ -156,7 +177,11 @@ class SolverCheckpoint(Checkpoint):
             self.best_residual, self.best_step = worst, step
         for logger in trainer.loggers:
             logger.save()
-        trainer.save_checkpoint(self.last_path)  # every rank takes part
+        try:
+            trainer.save_checkpoint(self.last_path)  # every rank takes part
+        except CheckpointError:
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
+            raise
         if not trainer.is_global_zero:
             return
         kinds = ["last"]

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from eigenexp.callbacks.memory import memory_metrics
 from eigenexp.callbacks.sending import forget_points_from, send_point, write_directly
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.eigensolvers import Eigensolver
@@ -66,7 +67,8 @@ class ConvergenceLogging(L.Callback):
     Metrics: ``residual/<i>`` (‖Fv − λv‖ / λmax), ``eigenvalue/<i>``, ``worst_residual``,
     ``worst_residual_over_tol``, ``eigenvalue_change`` (2-norm of the change since the last point,
     over λmax), ``subspace_angle/top`` and ``/bottom`` (radians, since the last angle),
-    ``products``, ``trainer_step``, ``step_seconds``, ``elapsed_seconds``. ``<i>`` counts 0, 1, …
+    ``products``, ``trainer_step``, ``step_seconds``, ``elapsed_seconds``, ``memory_mb`` and on a GPU
+    ``gpu_memory_mb`` and ``gpu_memory_peak_mb``. ``<i>`` counts 0, 1, …
     from the largest and -1, -2, … from the smallest eigenvalue.
 
     Parameters
@@ -150,6 +152,7 @@ class ConvergenceLogging(L.Callback):
         metrics = convergence_metrics(progress, solver.settings.n)
         metrics["trainer_step"] = float(trainer.global_step)
         metrics.update(self._times())
+        metrics.update(memory_metrics(solver.device))
         metrics.update(self._changes(progress))
         every = self.angle_every_n_steps
         if every and (solver.done or trainer.global_step % every == 0):

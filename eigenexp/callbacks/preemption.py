@@ -109,7 +109,8 @@ class GracefulStop(L.Callback):
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._handle:  # else Lightning was here before us
+                signal.signal(number, handler)
         self._previous.clear()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
