@@ -30,7 +30,7 @@ def solve(
     checkpoints: Path | None = None,
     steps: int = STEPS,
 ) -> tuple[str, list[int], bool]:
-    """Fit; do what ``at`` says after its steps. Return run id, steps logged, whether all is stored."""
+    """Fit, doing what ``at`` says; return run id, steps logged, and whether all is stored."""
     import lightning as L
 
     import eigenexp as ee

@@ -120,6 +120,10 @@ def test_a_resumed_run_has_each_tensorboard_point_once(
     again = [ee.ConvergenceLogging(1), ee.SolverCheckpoint(tmp_path / "c")]
     fit(small_problem, tmp_path, again, logger, resume=last)
     assert [value for _, value in scalars(folder, "trainer_step")] == list(range(1, 31))
+    time.sleep(1.0)
+    logger = TensorBoardLogger(tmp_path, "tb", version="run")  # from the start: no checkpoint
+    fit(small_problem, tmp_path, [ee.ConvergenceLogging(1)], logger, steps=5)
+    assert [value for _, value in scalars(folder, "trainer_step")] == list(range(1, 6))
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

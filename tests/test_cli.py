@@ -221,7 +221,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_marks_the_run_and_says_so(
     number: signal.Signals, code: int, tmp_path: Path
@@ -240,18 +245,16 @@ def test_a_signal_saves_marks_the_run_and_says_so(
         assert store.execute("select status from runs").fetchall() == [("KILLED",)]
 
 
-def test_max_time_saves_and_says_so_and_each_process_gets_it(tmp_path: Path) -> None:
-    done = run(tmp_path, "fit", *LONG, "logger=mlflow", "trainer.max_time=00:00:00:01")
-    assert done.returncode == 124, done.stderr
-    assert "max_time" in done.stdout
-    found = only_run(tmp_path)
+def test_max_time_saves_and_says_so_and_each_process_gets_it(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *LONG, "logger=none", "trainer.max_time=00:00:00:01"]) == 124
+    assert "stopped at trainer.max_time; go on with: eigenexp resume" in capsys.readouterr().out
+    found = only_run(in_tmp)
     record = found.read_record()
     assert (record["status"], record["stop_reason"]) == ("KILLED", "max_time")
-    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as store:
-        assert store.execute("select status from runs").fetchall() == [("KILLED",)]
     before = json.loads((found.checkpoints / "last.metadata.json").read_text())["step"]
-    done = run(tmp_path, "resume", "last", "logger=none")
-    assert done.returncode == 124, done.stderr
+    assert main(["resume", "last"]) == 124
     after = json.loads((found.checkpoints / "last.metadata.json").read_text())["step"]
     assert after > before + 10
 

@@ -67,9 +67,9 @@ class ConvergenceLogging(L.Callback):
     Metrics: ``residual/<i>`` (‖Fv − λv‖ / λmax), ``eigenvalue/<i>``, ``worst_residual``,
     ``worst_residual_over_tol``, ``eigenvalue_change`` (2-norm of the change since the last point,
     over λmax), ``subspace_angle/top`` and ``/bottom`` (radians, since the last angle),
-    ``products``, ``trainer_step``, ``step_seconds``, ``elapsed_seconds``, ``memory_mb`` and on a GPU
-    ``gpu_memory_mb`` and ``gpu_memory_peak_mb``. ``<i>`` counts 0, 1, …
-    from the largest and -1, -2, … from the smallest eigenvalue.
+    ``products``, ``trainer_step``, ``step_seconds``, ``elapsed_seconds``, ``memory_mb`` and on a
+    GPU ``gpu_memory_mb`` and ``gpu_memory_peak_mb``. ``<i>`` counts 0, 1, … from the largest and
+    -1, -2, … from the smallest eigenvalue.
 
     Parameters
     ----------
@@ -120,10 +120,10 @@ class ConvergenceLogging(L.Callback):
         self._clock = time.perf_counter()
         self._steps_since = 0
         if trainer.is_global_zero:
+            products = solver_module(pl_module).solver.num_products
             for logger in trainer.loggers:
                 write_directly(logger)
-                if self._last_logged >= 0:
-                    forget_points_from(logger, self._last_logged + 1)
+                forget_points_from(logger, products + 1)
 
     def on_train_batch_end(
         self,
