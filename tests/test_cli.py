@@ -248,7 +248,7 @@ def test_a_signal_saves_marks_the_run_and_says_so(
 def test_max_time_saves_and_says_so_and_each_process_gets_it(
     in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", *LONG, "logger=none", "trainer.max_time=00:00:00:01"]) == 124
+    assert main(["fit", *LONG, "logger=none", "trainer.max_time=00:00:00:02"]) == 124
     assert "stopped at trainer.max_time; go on with: eigenexp resume" in capsys.readouterr().out
     found = only_run(in_tmp)
     record = found.read_record()
@@ -256,7 +256,7 @@ def test_max_time_saves_and_says_so_and_each_process_gets_it(
     before = json.loads((found.checkpoints / "last.metadata.json").read_text())["step"]
     assert main(["resume", "last"]) == 124
     after = json.loads((found.checkpoints / "last.metadata.json").read_text())["step"]
-    assert after > before + 10
+    assert after > before + 3
 
 
 def test_kill_minus_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:
