@@ -26,7 +26,7 @@ from eigenexp.building import (
 from eigenexp.callbacks import GracefulStop, ResultFiles
 from eigenexp.checkpoints import find_checkpoint, load_metadata
 from eigenexp.config import override_config, plain_config
-from eigenexp.errors import CheckpointError
+from eigenexp.errors import CheckpointError, TrackingError
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.runs import RunFolder, find_run, open_root
 from eigenexp.spectrum import Spectrum, StopReason
@@ -121,7 +121,10 @@ def fit(
         raise
     finally:
         reason = _stop_reason(trainer, module, status, exit_code)
-        folder.write_record(status=status, stop_reason=reason)
+        try:
+            folder.write_record(status=status, stop_reason=reason)
+        except TrackingError as error:  # what ended the run is more worth telling
+            log.warning("%s", error)
         if mlflow is not None:
             mlflow.log_tags({"stop_reason": reason})
             mlflow.set_status(status)
