@@ -239,9 +239,14 @@ def problems_of(root: Path, folder: Path, run_id: str, truth: Path) -> list[str]
         )
         if not missing and ours != theirs:
             found.append(f"other values: {sorted(ours - theirs)[:5]}")
-        status = store.execute("select status from runs").fetchall()
-        if status != [("FINISHED",)]:
+        # A life killed before it knew its run's name leaves a run of its own, without a point.
+        (status,) = store.execute(
+            "select status from runs where run_uuid = ?", (run_id,)
+        ).fetchone()
+        if status != "FINISHED":
             found.append(f"status {status}")
+        if store.execute("select distinct run_uuid from metrics").fetchall() != [(run_id,)]:
+            found.append("points in another run")
     store = local_store(root)
     for kind in ("last", "best"):
         download_checkpoint(store, run_id, root / "fetched", kind)
