@@ -240,9 +240,8 @@ def problems_of(root: Path, folder: Path, run_id: str, truth: Path) -> list[str]
         if not missing and ours != theirs:
             found.append(f"other values: {sorted(ours - theirs)[:5]}")
         # A life killed before it knew its run's name leaves a run of its own, without a point.
-        (status,) = store.execute(
-            "select status from runs where run_uuid = ?", (run_id,)
-        ).fetchone()
+        query = "select status from runs where run_uuid = ?"
+        (status,) = store.execute(query, (run_id,)).fetchone()
         if status != "FINISHED":
             found.append(f"status {status}")
         if store.execute("select distinct run_uuid from metrics").fetchall() != [(run_id,)]:
