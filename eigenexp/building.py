@@ -151,7 +151,12 @@ def build_loggers(config: Mapping[str, Any], run_id: str, mlflow: Logger | None)
             TensorBoardLogger(root / "tb", name="", version=run_id, default_hp_metric=False)
         )
     if chosen["csv"]:
-        loggers.append(CSVLogger(root / "csv", name="", version=run_id))
+        # Lightning deletes the table it finds in its place: a resumed run begins one beside it.
+        version, count = run_id, 1
+        while (root / "csv" / version / "metrics.csv").exists():
+            count += 1
+            version = f"{run_id}-{count}"
+        loggers.append(CSVLogger(root / "csv", name="", version=version))
     return loggers
 
 
@@ -171,6 +176,7 @@ def build_callbacks(
             every_n_steps=every["checkpoint_every"],
             every_seconds=every["checkpoint_seconds"],
             keep=every["keep_checkpoints"],
+            max_share=every["checkpoint_share"],
         ),
     ]
     if config["trainer"]["enable_progress_bar"]:

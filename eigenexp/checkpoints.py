@@ -130,7 +130,8 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
             torch.save(dict(checkpoint), cast("IO[bytes]", writer))
             file_sha256 = writer.seal(int(step))
         facts = {**_metadata(checkpoint), "file": target.name, "file_sha256": file_sha256}
-        write_json_atomic(metadata_path(target), facts)
+        # Not worth its own wait for the disk: the checkpoint holds the same.
+        write_json_atomic(metadata_path(target), facts, sync=False)
     except (OSError, RuntimeError) as error:
         # torch wraps a failing write in a RuntimeError; the cause is the OSError.
         cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__

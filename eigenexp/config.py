@@ -118,11 +118,12 @@ class LoggerConfig:
 class CallbacksConfig:
     """Intervals, in steps unless they say otherwise."""
 
-    log_every: int = 1
+    log_every: int = 5
     angle_every: int = 25
     pictures_every: int = 100
     checkpoint_every: int = 50
     checkpoint_seconds: float | None = 60.0
+    checkpoint_share: float | None = 0.02
     keep_checkpoints: int = 2
     refresh_every: int = 5
 

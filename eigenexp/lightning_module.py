@@ -32,6 +32,7 @@ from eigenexp.checkpoints import (
 from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelError
 from eigenexp.images import Picture
+from eigenexp.lightning_overhead import may_step_directly, silence_profiler
 from eigenexp.operators import FisherOperator
 from eigenexp.spectrum import Spectrum
 
@@ -182,10 +183,19 @@ class EigendistortionModule(L.LightningModule):
         self._solver: Eigensolver | None = None
         self._responses: Tensor | None = None
         self._gathered: Tensor | None = None
+        self._products: Tensor | None = None
+        self._steps_directly = False
         self._rng_state: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
         # Only the solver's state goes into a checkpoint, so a state dict never matches strictly.
         self.strict_loading = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; what Lightning notes some forty times a step takes the short way."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     # -- what a user reads -----------------------------------------------------------------------
 
@@ -250,6 +260,7 @@ class EigendistortionModule(L.LightningModule):
                 f"gradient_clip_val: expected None, got {trainer.gradient_clip_val}; the gradient "
                 "is the product F·v, which clipping falsifies"
             )
+        silence_profiler(trainer)
         dtype = torch.float64 if precision.startswith("64") else self._image.dtype
         device = trainer.strategy.root_device
         solver = self._solver
@@ -294,10 +305,17 @@ class EigendistortionModule(L.LightningModule):
         """Return the endless loader of solver steps."""
         return ProbeSteps()
 
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Drop the last product: there is one parameter."""
+        self.probe.grad = None
+
     # -- the loop --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Restore the global random state of a resumed run; keep the model in ``eval``."""
+        self._steps_directly = may_step_directly(self.trainer, self)
         if isinstance(self.model, nn.Module):
             self.model.eval()
         if self._rng_state is not None:
@@ -315,8 +333,33 @@ class EigendistortionModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return −½‖J V‖² for the block in the probe; its gradient is −F V."""
+        if self._steps_directly:
+            self._products, energy = self._multiply(self.probe.detach())
+            return -0.5 * energy
         apply = cast("Callable[..., Tensor]", _HalfSquaredResponse.apply)
         return apply(self.probe, self)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Put −F V where autograd would put it."""
+        if not self._steps_directly:
+            super().backward(loss, *args, **kwargs)
+            return
+        products, self._products = self._products, None
+        self.probe.grad = torch.zeros_like(self.probe) if products is None else products.neg()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Advance the solver, without the wrappers of optimizers that nothing here asks for."""
+        if not self._steps_directly or optimizer_closure is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        optimizer_closure()
+        self._advance()
 
     def _multiply(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return F V, or None where the solver asked for J V or Jᵀ U, and the energy ‖·‖²."""
@@ -423,6 +466,10 @@ class EigendistortionModule(L.LightningModule):
                 force=self.force_resume,
                 intended=self.intended_changes,
             )
+        # max_time is what each process gets: a resumed one does not begin with its time used up.
+        callbacks = checkpoint.get("callbacks")
+        if isinstance(callbacks, dict):
+            callbacks.pop("Timer", None)
         self._rng_state = dict(saved["rng_state"])
         if saved["route"] != self.operator.jacobian.route:
             self._operator = FisherOperator(self.model, self._image, route=saved["route"])

@@ -26,7 +26,7 @@ from eigenexp.building import (
 from eigenexp.callbacks import GracefulStop, ResultFiles
 from eigenexp.checkpoints import find_checkpoint, load_metadata
 from eigenexp.config import override_config, plain_config
-from eigenexp.errors import CheckpointError
+from eigenexp.errors import CheckpointError, TrackingError
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.runs import RunFolder, find_run, open_root
 from eigenexp.spectrum import Spectrum, StopReason
@@ -35,6 +35,8 @@ from eigenexp.tracking import MLflowLogger
 __all__ = ["RunResult", "fit", "resume", "summary"]
 
 log = logging.getLogger(__name__)
+
+OUT_OF_TIME = 124
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class RunResult:
     run_id
         Names the run in MLflow, TensorBoard and under ``<root>/checkpoints``.
     status
-        ``FINISHED``, ``KILLED`` (a signal) or ``FAILED``, as MLflow says it.
+        ``FINISHED``, ``KILLED`` (a signal, or ``max_time``) or ``FAILED``, as MLflow says it.
     exit_code
-        0, or 128 + the signal's number.
+        0, 128 + the signal's number, or 124 at ``max_time``, as ``timeout`` has it.
     spectrum
         The pairs with their certificates.
     paths
@@ -106,19 +108,23 @@ def fit(
     callbacks = build_callbacks(settings, folder.checkpoints, results)
     trainer = build_trainer(settings, loggers, callbacks)
     say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
-    status = "FAILED"
+    status, exit_code = "FAILED", 1
     try:
         for logger in loggers:
             logger.log_hyperparams(_parameters(settings, picture.record))
         _fit(trainer, module, checkpoint)
         stop = next(c for c in callbacks if isinstance(c, GracefulStop))
-        status = "KILLED" if stop.received is not None else "FINISHED"
+        exit_code = stop.exit_code or (OUT_OF_TIME if _is_out_of_time(trainer, module) else 0)
+        status = "KILLED" if exit_code else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        reason = _stop_reason(trainer, module, status)
-        folder.write_record(status=status, stop_reason=reason)
+        reason = _stop_reason(trainer, module, status, exit_code)
+        try:
+            folder.write_record(status=status, stop_reason=reason)
+        except TrackingError as error:  # what ended the run is more worth telling
+            log.warning("%s", error)
         if mlflow is not None:
             mlflow.log_tags({"stop_reason": reason})
             mlflow.set_status(status)
@@ -126,7 +132,7 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below says it, pair by pair
         spectrum = module.spectrum()
-    return RunResult(run_id, status, stop.exit_code, spectrum, results.paths)
+    return RunResult(run_id, status, exit_code, spectrum, results.paths)
 
 
 def resume(
@@ -228,17 +234,21 @@ def _parameters(settings: Mapping[str, Any], picture: Mapping[str, Any]) -> dict
     return parameters
 
 
-def _stop_reason(trainer: Any, module: EigendistortionModule, status: str) -> str:
+def _is_out_of_time(trainer: Any, module: EigendistortionModule) -> bool:
+    """Whether the trainer's timer ended the run before the solver or the steps did."""
+    at_max_steps = trainer.global_step >= trainer.max_steps >= 0
+    return not at_max_steps and module.solver.stop_reason is StopReason.RUNNING
+
+
+def _stop_reason(trainer: Any, module: EigendistortionModule, status: str, code: int) -> str:
     """Say why the run ended, also where the trainer and not the solver ended it."""
     if status == "FAILED":
         error = sys.exc_info()[1]
         return f"failed: {type(error).__name__}" if error is not None else "failed"
     if status == "KILLED":
-        return "signal"
+        return "max_time" if code == OUT_OF_TIME else "signal"
     reason = module.solver.stop_reason
-    if reason is not StopReason.RUNNING:
-        return str(reason.value)
-    return "max_steps" if trainer.global_step >= trainer.max_steps >= 0 else "max_time"
+    return str(reason.value) if reason is not StopReason.RUNNING else "max_steps"
 
 
 # -- what a person reads ---------------------------------------------------------------------------
@@ -251,7 +261,8 @@ def summary(result: RunResult) -> list[str]:
         lines.append(f"picture:   {result.paths['distortions.png']}")
         lines.append(f"results:   {result.paths['distortions.png'].parent}")
     if result.status == "KILLED":
-        lines.append(f"stopped by a signal; go on with: eigenexp resume {result.run_id}")
+        cause = "at trainer.max_time" if result.exit_code == OUT_OF_TIME else "by a signal"
+        lines.append(f"stopped {cause}; go on with: eigenexp resume {result.run_id}")
     elif not (len(result.spectrum) and bool(result.spectrum.converged.all())):
         lines.append(f"not every pair is proven; go on with: eigenexp resume {result.run_id} …")
     lines.append("dashboard: eigenexp ui")

@@ -37,14 +37,26 @@ class RunFolder:
         return self.checkpoints / "run.json"
 
     def write_record(self, **facts: Any) -> None:
-        """Add ``facts`` to the run's record, atomically."""
+        """Add ``facts`` to the run's record, atomically.
+
+        Raises
+        ------
+        TrackingError
+            When there is no room or permission.
+        """
         from eigenexp.atomic import write_json_atomic
 
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         before = self.read_record() if self.record_path.exists() else {}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"created": now, **before, **facts, "updated": now, "run_id": self.run_id}
-        write_json_atomic(self.record_path, record)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(self.record_path, record)
+        except OSError as error:
+            raise TrackingError(
+                f"{self.record_path}: expected room and permission to write the run's record, got "
+                f"{error.strerror or error}; free space, or set root=… to another folder"
+            ) from error
 
     def read_record(self) -> dict[str, Any]:
         """Return the run's record.

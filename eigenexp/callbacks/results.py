@@ -13,6 +13,7 @@ import lightning as L
 from eigenexp.callbacks.convergence_logging import ConvergenceLogging
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.checkpoints import write_atomic
+from eigenexp.errors import CheckpointError
 from eigenexp.spectrum import Spectrum
 
 __all__ = ["ResultFiles", "eigenvalue_table"]
@@ -60,9 +61,23 @@ class ResultFiles(L.Callback):
         self.paths: dict[str, Path] = {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the files on the first rank and hand them to the loggers."""
-        if trainer.is_global_zero:
+        """Write the files on the first rank and hand them to the loggers.
+
+        Raises
+        ------
+        CheckpointError
+            When there is no room or permission; the last checkpoint holds the same pairs.
+        """
+        if not trainer.is_global_zero:
+            return
+        try:
             self.write(trainer, pl_module)
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or self.dirpath}: expected room and permission to write the "
+                f"results, got {error.strerror or error}; free space and resume from the last "
+                "checkpoint, which is intact"
+            ) from error
 
     def write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write everything now; a logger without artifacts is passed over."""

@@ -13,7 +13,7 @@ import uuid
 from typing import Any
 
 from eigenexp.errors import TrackingError
-from eigenexp.tracking.files import write_text_atomic
+from eigenexp.tracking.files import remove_leftovers, write_text_atomic
 from eigenexp.tracking.spool import Record, Spool
 from eigenexp.tracking.store import (
     LOCAL_ID_TAG,
@@ -113,6 +113,9 @@ class Sender:
         if self._taken_over:
             state.floor = self._steps_of_store()
             self._keep()
+        folder = self.store.local_artifacts(state.run_id)
+        if folder is not None:
+            remove_leftovers(folder)
         self._connected = True
 
     def _create_run(self) -> str:
