@@ -93,6 +93,17 @@ class RandomizedSVDConfig(SolverConfig):
 
 
 @dataclass
+class OperatorConfig:
+    """How products are computed; see :class:`eigenexp.operators.JacobianOperator`."""
+
+    route: str = "auto"
+    chunk_size: int | None = None
+    recompute: bool = False
+    compile: bool = False
+    model_dtype: str | None = None
+
+
+@dataclass
 class TrainerConfig:
     """Arguments of ``lightning.Trainer``."""
 
@@ -140,6 +151,7 @@ class FitConfig:
     model: dict[str, Any] = MISSING
     image: ImageConfig = field(default_factory=ImageConfig)
     solver: Any = MISSING
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
