@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py efficientnet | networks | precision | cost [--json FILE]
 
-efficientnet  EfficientNet-Lite0 with its ImageNet weights at 224x224x3, a block and the logits: top 1
+efficientnet  EfficientNet-Lite0 with its ImageNet weights at 224x224x3, block and logits: top 1
               and bottom 1 to 1e-3, products, seconds, peak memory
 networks      ResNet-50 and ViT-B/16 (random weights) at 224x224x3 and 512x512x3, with activations
               kept and recomputed

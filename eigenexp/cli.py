@@ -39,6 +39,9 @@ settings (key=value; see them all with --config):
   image.channels=color    gray, color or keep
   model.layer=NAME        respond with a layer of the model, by its dotted name
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
+  operator.recompute=true     less memory: activations between blocks are computed again
+  operator.model_dtype=bf16   the network's precision (fp16), the solver's stays float32
+  operator.compile=true       products by torch.compile, where that gives the same
   run_name=…  experiment_name=…  +tags.key=value  root=mlruns  threads=2
 
 sweeps (-m): one MLflow run with a run a combination; a table in <root>/sweeps/<id>/table.csv
@@ -122,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_root(resume)
 
     show = command("show", _show, "print a run's table and the paths of its pictures")
-    show.add_argument("name", metavar="RUN", nargs="?", help="as for resume; else: list the runs")
+    show.add_argument(
+        "name", metavar="RUN", nargs="?", help="as for resume, or a sweep; else: list the runs"
+    )
     _add_root(show)
 
     ui = command("ui", _ui, "open MLflow and TensorBoard on your runs (Ctrl-C ends both)")
@@ -214,6 +219,8 @@ def _show(options: argparse.Namespace) -> int:
             record = run.read_record()
             print(f"{run.run_id}  {record['created']}  {record['status']:<9} {record['title']}")
         return 0
+    if _show_sweep(options.name, options.root):
+        return 0
     run = find_run(options.name, options.root)
     record = run.read_record()
     print(f"run {run.run_id}: {record['title']}")
@@ -231,6 +238,16 @@ def _show(options: argparse.Namespace) -> int:
     for result in sorted(run.results.iterdir()):
         print(result)
     return 0
+
+
+def _show_sweep(name: str, root: str) -> bool:
+    """Show a sweep if the name is one's; whether it is."""
+    if name == "last" or not list(Path(root).glob(f"sweeps/{name}*/manifest.json")):
+        return False
+    from eigenexp.sweeps import find_sweep, show
+
+    show(find_sweep(name, root), say=_say)
+    return True
 
 
 def _ui(options: argparse.Namespace) -> int:

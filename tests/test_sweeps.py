@@ -173,6 +173,9 @@ def test_failed_jobs_are_listed_and_alone_run_again(
     assert frame["status"].tolist() == [line["status"] for line in lines]
     assert frame["products"].isna().tolist() == [False, False, True, True]
 
+    assert main(["show", sweep.sweep_id[:-2]]) == 0
+    assert "2 jobs of 4 not finished:" in capsys.readouterr().out
+
     kept = [sweep.job_path(i).read_bytes() for i in (0, 1)]
     np.save(in_tmp / "b.npy", picture[::-1])
     elsewhere = in_tmp / "elsewhere"

@@ -73,7 +73,7 @@ def resnet50(weights: str | None = None, layer: str | None = None, seed: int = 0
     ModelError
         When transformers is missing, the folder does not load or there is no such layer.
     """
-    network = _build("ResNet", weights, seed, {})
+    network = _build("ResNet", weights, seed, {"num_labels": 1000})
     return _finish(Classifier(network, *_IMAGENET), layer)
 
 
@@ -92,7 +92,7 @@ def vit_b16(
     image_size
         Side of the pictures with random weights; pretrained ones are interpolated to any.
     """
-    network = _build("ViT", weights, seed, {"image_size": image_size})
+    network = _build("ViT", weights, seed, {"num_labels": 1000, "image_size": image_size})
     return _finish(Classifier(network, *_HALVES, interpolate_pos_encoding=True), layer)
 
 

@@ -4,7 +4,7 @@
 of each; both are written atomically, so a sweep survives the death of every process in it.
 """
 
-from eigenexp.sweeps.launching import retry, sweep
+from eigenexp.sweeps.launching import retry, show, sweep
 from eigenexp.sweeps.manifest import Job, SweepFolder, find_sweep, list_sweeps
 
-__all__ = ["Job", "SweepFolder", "find_sweep", "list_sweeps", "retry", "sweep"]
+__all__ = ["Job", "SweepFolder", "find_sweep", "list_sweeps", "retry", "show", "sweep"]

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,10 @@ class SweepJob:
                 with contextlib.chdir(folder.manifest()["cwd"]):
                     result = self._fit(index, settings, again=job.state != PENDING)
                 exit_code = result.exit_code
-                state = FINISHED if result.status == "FINISHED" else STOPPED
                 facts = {"run_id": result.run_id, "row": job_row(settings, result)}
+                state = STOPPED if result.status == "KILLED" else FINISHED
+                if state == FINISHED and exit_code:
+                    state, facts["error"] = FAILED, "a picture of it failed; see its own table"
             except EigenexpError as error:
                 state, facts = FAILED, {"error": " ".join(str(error).split())}
             except KeyboardInterrupt:
@@ -132,21 +134,33 @@ class SweepJob:
 
 
 def job_row(settings: Mapping[str, Any], result: Any) -> dict[str, Any]:
-    """Return a finished job's line of the table."""
+    """Return a finished job's line of the table; a job of many pictures has their worst."""
+    if not hasattr(result, "spectrum"):
+        records = [record for record in result.records.values() if record.get("pairs")]
+        pairs = [pair for record in records for pair in record["pairs"]]
+        return {
+            **failed_row(settings),
+            "worst_residual": max((p["relative_residual"] for p in pairs), default=None),
+            "status": _worst([str(pair["status"]) for pair in pairs]),
+            "products": sum(record["num_products"] for record in records),
+        }
     spectrum = result.spectrum
     which = settings["solver"].get("which", "both")
     values, scale = spectrum.eigenvalues.tolist(), float(spectrum.scale)
     worst = float(spectrum.residuals.max()) if len(values) else float("nan")
-    statuses = [str(status) for status in spectrum.status]
-    order = ("unconverged", "unverified", "converged")
     return {
         **failed_row(settings),
         "lambda_max": values[0] if values and which != "bottom" else None,
         "lambda_min": values[-1] if values and which != "top" else None,
         "worst_residual": worst / scale if scale > 0 else worst,
-        "status": next((s for s in order if s in statuses), "unconverged"),
+        "status": _worst([str(status) for status in spectrum.status]),
         "products": spectrum.num_products,
     }
+
+
+def _worst(statuses: Sequence[str]) -> str:
+    order = ("unconverged", "unverified", "converged")
+    return next((status for status in order if status in statuses), "unconverged")
 
 
 def failed_row(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from eigenexp.sweeps.launchers import Launch, check_launcher, job_threads
 from eigenexp.sweeps.manifest import FINISHED, RUNNING, Job, SweepFolder, find_sweep
 from eigenexp.sweeps.table import format_table, write_tables
 
-__all__ = ["retry", "sweep"]
+__all__ = ["retry", "show", "sweep"]
 
 Say = Callable[[str], object]
 _POLL_SECONDS = 0.5
@@ -117,6 +117,13 @@ def retry(name: str, overrides: Sequence[str] = (), *, root: str | Path, say: Sa
     return _run(folder, launch, todo, say)
 
 
+def show(folder: SweepFolder, *, say: Say = print) -> None:
+    """Say how a sweep stands: its table and what is not finished."""
+    jobs = folder.jobs()
+    say(f"sweep {folder.sweep_id}: {_count(jobs)} by {folder.manifest()['launcher']}")
+    _finish(folder, jobs, say, in_flight=any(job.state == RUNNING for job in jobs))
+
+
 def _run(folder: SweepFolder, launch: Launch, todo: Sequence[Job], say: Say) -> int:
     parent = _Parent(folder)
     task = SweepJob(
@@ -149,6 +156,7 @@ def _finish(
     """Write the tables, print them and what is left, and return the exit code."""
     paths = write_tables(folder, jobs)
     left = [job for job in jobs if job.state != FINISHED]
+    alive = [job for job in left if job.state == RUNNING]
     failed = [job for job in left if job.state != RUNNING]
     say("")
     say(format_table(jobs))
@@ -161,7 +169,8 @@ def _finish(
         say(f"run them again: eigenexp fit --retry-failed {folder.sweep_id}")
     elif not in_flight:
         say("dashboard: eigenexp ui")
-    folder.update(status="stopped" if stopped else "failed" if failed else "finished")
+    status = "stopped" if stopped else "running" if alive else "failed" if failed else "finished"
+    folder.update(status=status)
     return stopped or int(bool(failed))
 
 
