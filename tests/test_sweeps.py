@@ -205,10 +205,10 @@ def test_a_defect_of_a_model_fails_its_job_alone(
     assert states == ["finished", "failed"]
 
 
-def test_runs_are_nested_under_one_mlflow_run(in_tmp: Path) -> None:
-    tmp_path = in_tmp
+def test_runs_are_nested_under_one_mlflow_run(tmp_path: Path) -> None:
     small = [a for a in SMALL if not a.startswith("logger")]
-    assert main(["fit", "-m", *small, "logger=mlflow", "solver.k=1,500"]) == 1
+    done = eigenexp(tmp_path, "fit", "-m", *small, "logger=mlflow", "solver.k=1,500")
+    assert done.returncode == 1, done.stderr
     from eigenexp.tracking import local_store
 
     client = local_store(tmp_path / "mlruns").client
@@ -355,6 +355,7 @@ def check_two_jobs(folder: Path, done: subprocess.CompletedProcess[str], threads
     assert done.stdout.count("/2] ") == 2
 
 
+@pytest.mark.slow
 def test_joblib(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = eigenexp(
