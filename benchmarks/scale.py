@@ -201,14 +201,18 @@ def precision() -> list[dict[str, Any]]:
 # -- the cost of a study ---------------------------------------------------------------------------
 
 
-def median(run: Callable[[], object], repeat: int = 7) -> float:
-    """Return the median seconds of ``run`` after a first time."""
+def median(
+    run: Callable[[], object],
+    repeat: int = 7,
+    clock: Callable[[], float] = time.process_time,
+) -> float:
+    """Return the median seconds of ``run`` after a first time; CPU seconds by default."""
     run()
     times = []
     for _ in range(repeat):
-        began = time.perf_counter()
+        began = clock()
         run()
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return statistics.median(times)
 
 
@@ -234,115 +238,225 @@ def reduce_rank(sizes: list[int], folder: str, rank: int) -> None:
     seconds = {}
     for size in sizes:
         block = torch.ones(size)
-        seconds[size] = median(lambda block=block: dist.all_reduce(block), repeat=15)
+        seconds[size] = median(
+            lambda block=block: dist.all_reduce(block), repeat=25, clock=time.perf_counter
+        )
     dist.destroy_process_group()
     print(json.dumps(seconds))
 
 
+PROBLEMS = (("onoff", 64), ("onoff", 256), ("lite0 block 4", 224))
+
+
+def problem(name: str, size: int) -> tuple[Any, Any]:
+    """Return a model and a picture."""
+    import eigenexp as ee
+
+    if name == "lite0 block 4":
+        model: Any = ee.models.efficientnet_lite0("network._blocks.4")
+        return model, ee.load_picture("chelsea", resize=size, channels="color").tensor
+    kinds = {"onoff": ee.models.OnOff, "lg": ee.models.LuminanceGainControl}
+    return kinds[name](), ee.load_picture("camera", resize=size).tensor
+
+
+def product_rank(name: str, size: int, seconds: float) -> None:
+    """Multiply for so many seconds and print the median CPU seconds of a product."""
+    import eigenexp as ee
+
+    torch.set_num_threads(1)
+    operator = ee.FisherOperator(*problem(name, size))
+    vector = torch.randn(operator.shape[0], 1)
+    operator @ vector
+    times: list[float] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(times) < 5:
+        began = time.process_time()
+        operator @ vector
+        times.append(time.process_time() - began)
+    print(json.dumps(statistics.median(times)))
+
+
+def at_once(name: str, size: int, processes: int) -> float:
+    """Return CPU seconds of a product with so many processes multiplying at once."""
+    command = [sys.executable, __file__, "--product", json.dumps([name, size, 8.0])]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    return statistics.mean(json.loads(output) for output in outputs)
+
+
 def solver_seconds(n: int, steps: int) -> float:
-    """Return the solver's own seconds a step, products left out, averaged over its first steps."""
-    from eigenexp.eigensolvers import Lanczos
+    """Return the solver's own CPU seconds a step, products left out, over its first steps."""
+    import eigenexp as ee
 
     generator = torch.Generator().manual_seed(0)
     diagonal = torch.rand(n, 1, generator=generator)
-    solver = Lanczos(n, k=1, which="both", tol=1e-30, seed=0, dtype=torch.float32)
-    began = time.perf_counter()
+    solver = ee.eigensolvers.Lanczos(n, k=1, which="both", tol=1e-30, seed=0, dtype=torch.float32)
+    began = time.process_time()
     for _ in range(steps):
         solver.tell(diagonal * solver.ask())
-    return (time.perf_counter() - began) / steps
+    return (time.process_time() - began) / steps
 
 
 def command_seconds(folder: Path, *arguments: str) -> float:
-    """Return the seconds of one ``eigenexp`` command."""
-    began = time.perf_counter()
+    """Return the CPU seconds of one ``eigenexp`` command, what it starts included."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
     subprocess.run(
         [sys.executable, "-m", "eigenexp.cli", *arguments],
         cwd=folder,
         check=True,
         capture_output=True,
     )
-    return time.perf_counter() - began
-
-
-def throughput(folder: Path) -> dict[str, float]:
-    """Return jobs a minute of one process and of two, one thread each, by joblib."""
-    jobs = [
-        *("fit", "-m", "model=onoff", "image.crop=[120,220,48,48]", "solver.tol=1e-4"),
-        *("logger=none", "solver.seed=range(8)", "threads=1", "hydra/launcher=joblib"),
-    ]
-    seconds = {
-        f"{workers} processes": command_seconds(folder, *jobs, f"hydra.launcher.n_jobs={workers}")
-        for workers in (1, 2)
-    }
-    return {name: 60 * 8 / spent for name, spent in seconds.items()}
+    return spent() - before
 
 
 def store_seconds(folder: Path) -> dict[str, float]:
-    """Return seconds of writes to an SQLite store as a run makes them."""
+    """Return CPU seconds of writes to an SQLite store as a run makes them."""
     from mlflow.entities import Metric
 
     from eigenexp.tracking import local_store
 
     store = local_store(folder / "store")
     run_id = store.create_run("e")
-    step = iter(range(10**9))
+    steps = iter(range(10**9))
 
     def batch(size: int) -> None:
-        at = next(step)
+        at = next(steps)
         points = [Metric(f"m{i % 20}", 1.0, 0, at * size + i) for i in range(size)]
         store.client.log_batch(run_id, metrics=points)
 
-    created = median(lambda: store.create_run("e"), repeat=9)
-    return {"create a run": created, "500 points": median(lambda: batch(500), repeat=9)}
+    created = median(lambda: store.create_run("e"), repeat=15)
+    return {"create a run": created, "500 points": median(lambda: batch(500), repeat=15)}
+
+
+def job_files(folder: Path) -> dict[str, float]:
+    """Return what one run of the demo's size leaves: points in the store, files, bytes."""
+    import sqlite3
+
+    with sqlite3.connect(folder / "mlruns" / "mlflow.db") as store:
+        (points,) = store.execute("select count(*) from metrics").fetchone()
+    files = [path for path in folder.glob("mlruns/**/*") if path.is_file()]
+    kept = [path for path in files if path.name != "mlflow.db"]
+    return {
+        "points a run": points,
+        "files a run": len(kept),
+        "MiB a run": sum(path.stat().st_size for path in kept) / 2**20,
+    }
+
+
+def growth() -> dict[str, int]:
+    """Return the products at each end as the picture grows."""
+    import eigenexp as ee
+
+    found = {}
+    for name in ("onoff", "lg"):
+        for size in (32, 64, 128):
+            operator = ee.FisherOperator(*problem(name, size))
+            for which in ("top", "bottom"):
+                spectrum = ee.solve(operator, k=1, which=which, tol=1e-3)
+                found[f"{name} {size} {which}"] = spectrum.num_products
+            print(
+                f"  {name:<6}{size:>4}²  n = {operator.shape[0]:<6} top "
+                f"{found[f'{name} {size} top']:>4}  bottom {found[f'{name} {size} bottom']:>4}",
+                flush=True,
+            )
+    return found
 
 
 def cost() -> list[dict[str, Any]]:
     """Print the constants of the cost model, and what it makes of them."""
     import eigenexp as ee
+    from eigenexp.config import compose_config
 
     torch.set_num_threads(1)
     facts: dict[str, Any] = {}
-    print("product F·v and forward pass, seconds")
-    for name, size in (("onoff", 64), ("onoff", 256), ("lite0 block 4", 224)):
-        if name == "onoff":
-            model: Any = ee.models.OnOff()
-            picture = ee.load_picture("camera", resize=size).tensor
-        else:
-            model = ee.models.efficientnet_lite0("network._blocks.4")
-            picture = ee.load_picture("chelsea", resize=size, channels="color").tensor
+    print(
+        "CPU seconds of a product F·v and of a forward pass; a product with two processes at once"
+    )
+    for name, size in PROBLEMS:
+        model, picture = problem(name, size)
         operator = ee.FisherOperator(model, picture)
         vector = torch.randn(operator.shape[0], 1)
         with torch.no_grad():
             forward = median(lambda m=model, p=picture: m(p))
         product = median(lambda o=operator, v=vector: o @ v)
+        alone, both = at_once(name, size, 1), at_once(name, size, 2)
         facts[f"product {name} {size}"] = product
-        print(f"  {name:<14}{size:>4}²  {product:.4f}  forward {forward:.4f}")
-    print("the solver's own seconds a step (100 steps from the start)")
+        facts[f"at once {name} {size}"] = both / alone
+        print(
+            f"  {name:<14}{size:>4}²  {product:.5f}  forward {forward:.5f}  two at once: "
+            f"{alone:.5f} → {both:.5f} each, throughput {2 * alone / both:.2f}×",
+            flush=True,
+        )
+    print("the solver's own CPU seconds a step (100 steps from the start)")
     for n in (4096, 65536, 150528):
         facts[f"solver {n}"] = solver_seconds(n, 100)
         print(f"  n = {n:<7} {facts[f'solver {n}']:.5f}")
-    print("all-reduce of n float32 between two processes (gloo)")
+    print("seconds of an all-reduce of n float32 between two processes (gloo)")
     for n, seconds in all_reduce([1, 4096, 65536, 150528, 786432]).items():
         facts[f"all-reduce {n}"] = seconds
         print(f"  n = {n:<7} {seconds:.5f}")
+    print("products, one pair, to 1e-3")
+    facts |= growth()
+    composed = median(lambda: compose_config(["model=lg", "image=coffee"]), repeat=9)
+    facts["compose"] = composed
+    print(f"composing a job before a sweep starts: {composed:.3f} CPU s")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small = ["image.crop=[120,220,16,16]", "solver.tol=1e-1", "model=identity"]
-        quiet = [*small, "threads=1", "trainer.enable_progress_bar=false"]
-        facts["job"] = command_seconds(folder, "fit", *quiet, "logger=none")
-        facts["job, MLflow"] = command_seconds(folder, "fit", *quiet, "logger=mlflow")
-        print(f"a job that solves nothing: {facts['job']:.1f} s, with MLflow", end=" ")
-        print(f"{facts['job, MLflow']:.1f} s")
+        quiet = ["threads=1", "trainer.enable_progress_bar=false"]
+        nothing = [*quiet, "image.crop=[120,220,16,16]", "solver.tol=1e-1", "model=identity"]
+        facts["job"] = command_seconds(folder, "fit", *nothing, "logger=none")
+        facts["job, MLflow"] = command_seconds(folder, "fit", *nothing, "logger=mlflow")
+        print(f"a job that solves nothing: {facts['job']:.1f} CPU s, with MLflow", end=" ")
+        print(f"{facts['job, MLflow']:.1f}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command_seconds(folder, "fit", "experiment=demo", "logger=mlflow", *quiet)
+        left = job_files(folder)
+        facts |= left
+        print("the demo leaves: " + ", ".join(f"{v:.6g} {k}" for k, v in left.items()))
         for key, seconds in store_seconds(folder).items():
             facts[f"store: {key}"] = seconds
-            print(f"SQLite store, {key}: {seconds:.4f} s")
-        for key, rate in throughput(folder).items():
-            facts[f"jobs a minute, {key}"] = rate
-            print(f"OnOff at 48², {key}: {rate:.1f} jobs a minute")
-        files = sum(1 for path in folder.glob("mlruns/**/*") if path.is_file())
-        facts["files a job"] = files / 18
-        print(f"files a job: {files / 18:.0f}")
+            print(f"SQLite store, {key}: {seconds:.4f} CPU s")
+    for line in projected(facts):
+        print(line)
     return [facts]
+
+
+def projected(facts: dict[str, Any]) -> list[str]:
+    """Return what the model of docs/cost.md makes of the constants."""
+    products, n = 35, 150528
+    product = facts["product lite0 block 4 224"]
+    solver, reduce = facts[f"solver {n}"], facts[f"all-reduce {n}"]
+    lines = ["projected (nothing below is measured):"]
+    job = facts["job, MLflow"] + products * (product + solver)
+    lines.append(f"  one Lite0 problem of {products} products, one core: {job:.0f} s")
+    study = 1000 * job / 3600
+    lines.append(
+        f"  1000 of them: {study:.1f} core hours; 1000 SLURM jobs: {job:.0f} s and the queue"
+    )
+    writes = facts["store: create a run"] + facts["points a run"] / 500 * facts["store: 500 points"]
+    lines.append(
+        f"  the store's writes of 1000 jobs, one after another: {1000 * writes / 60:.1f} min; "
+        f"{job / writes:.0f} jobs at a time keep one SQLite file busy"
+    )
+    lines.append(f"  files of 1000 jobs: {1000 * facts['files a run']:.0f}")
+    lines.append(f"  composing 1000 jobs: {1000 * facts['compose']:.0f} s")
+    for devices in (2, 8):
+        # Every rank repeats the solver's arithmetic on the whole block.
+        alone = devices * (product + solver)
+        together = product + devices * solver + reduce
+        lines.append(
+            f"  columns over {devices} processes, a block of {devices} at n = {n}: "
+            f"{alone / together:.2f}× one process"
+        )
+    return lines
 
 
 def main() -> None:
@@ -354,6 +468,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--reduce", help=argparse.SUPPRESS)
+    parser.add_argument("--product", help=argparse.SUPPRESS)
     parser.add_argument("--meet", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -362,6 +477,9 @@ def main() -> None:
         return
     if options.reduce:
         reduce_rank(json.loads(options.reduce), options.meet, options.rank)
+        return
+    if options.product:
+        product_rank(*json.loads(options.product))
         return
     if options.section is None:
         parser.error("expected one of " + ", ".join(sections))
