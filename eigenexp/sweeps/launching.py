@@ -24,6 +24,8 @@ __all__ = ["retry", "show", "sweep"]
 
 Say = Callable[[str], object]
 _POLL_SECONDS = 0.5
+# From here on composing all takes a person's notice.
+MANY = 50
 
 
 def sweep(overrides: Sequence[str], *, say: Say = print) -> int:
@@ -49,6 +51,8 @@ def sweep(overrides: Sequence[str], *, say: Say = print) -> int:
     hydra_overrides, own = split_hydra(overrides)
     launcher = check_launcher(hydra_overrides)
     jobs = expand(own)
+    if len(jobs) >= MANY:
+        say(f"checking {_count(jobs)} before the first starts")
     settings = [plain_config(compose_config(job)) for job in jobs]
     for key in ("root", "experiment_name"):
         if len({each[key] for each in settings}) > 1:
