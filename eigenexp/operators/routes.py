@@ -48,7 +48,7 @@ from eigenexp.operators.probing import (
 from eigenexp.operators.recomputing import recomputing
 from eigenexp.operators.tape import record
 
-__all__ = ["ROUTES", "Route", "choose_route", "comparison_slack"]
+__all__ = ["AUTOMATIC", "ROUTES", "Route", "choose_route", "comparison_slack"]
 
 Product = Callable[[Tensor], Tensor]
 
