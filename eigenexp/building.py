@@ -47,6 +47,15 @@ TRUSTED_PACKAGES = (
 """Packages whose classes a configuration read from a file or server may build."""
 
 
+MODEL_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+"""Precisions a network can have below the solver's, by their names in the configuration."""
+
+
 def build_picture(config: Mapping[str, Any]) -> Picture:
     """Load the picture in the precision of the trainer."""
     precision = str(config["trainer"]["precision"])
@@ -137,7 +146,17 @@ def _locate(target: str) -> Any:
 
 def build_module(config: Mapping[str, Any], model: Any, picture: Picture) -> EigendistortionModule:
     """Return the Lightning module with the configured solver."""
-    module = EigendistortionModule(model, picture, **config["solver"])
+    # A run saved before there was this group has the defaults.
+    options = dict(config.get("operator") or {})
+    name = options.get("model_dtype")
+    if name is not None:
+        if name not in MODEL_DTYPES:
+            raise ConfigError(
+                f"operator.model_dtype: expected one of {', '.join(MODEL_DTYPES)} or null, got "
+                f"{name!r}"
+            )
+        options["model_dtype"] = MODEL_DTYPES[name]
+    module = EigendistortionModule(model, picture, **config["solver"], operator_options=options)
     module.run_metadata["config"] = dict(config)
     return module
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eigenexp.console import quiet as _quiet
 from eigenexp.errors import EigenexpError
 
 __all__ = ["main"]
@@ -23,6 +24,7 @@ examples:
   eigenexp fit                                     OnOff at a crop of camera, one pair at each end
   eigenexp fit model=lgg image=coffee image.crop=96 solver.k=3 trainer.precision=64-true
   eigenexp fit image=file image.source=cat.png image.resize=64 solver=lanczos solver.tol=1e-6
+  eigenexp fit -m model=ln,lg,lgg image=camera,coffee solver.k=1,4    a sweep, one job each
   eigenexp resume last trainer.max_steps=5000      go on where the last run stopped
   eigenexp show last                               its table and the paths of its pictures
   eigenexp ui                                      MLflow and TensorBoard on your runs"""
@@ -37,7 +39,17 @@ settings (key=value; see them all with --config):
   image.channels=color    gray, color or keep
   model.layer=NAME        respond with a layer of the model, by its dotted name
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
-  run_name=…  experiment_name=…  +tags.key=value  root=mlruns  threads=2"""
+  operator.recompute=true     less memory: activations between blocks are computed again
+  operator.model_dtype=bf16   the network's precision (fp16), the solver's stays float32
+  operator.compile=true       products by torch.compile, where that gives the same
+  run_name=…  experiment_name=…  +tags.key=value  root=mlruns  threads=2
+
+sweeps (-m): one MLflow run with a run a combination; a table in <root>/sweeps/<id>/table.csv
+  eigenexp fit -m model=ln,lg image=camera,coffee 'solver.k=range(1,4)'
+  hydra/launcher=basic    one after another; joblib: hydra.launcher.n_jobs=4 at a time
+  hydra/launcher=submitit_slurm hydra.launcher.partition=gpu hydra.launcher.timeout_min=240
+  hydra/launcher=ray      on this machine, or hydra.launcher.ray.init.address=auto
+  --retry-failed last     run only what has not finished, each from its last checkpoint"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A user's mistake is one line on standard error and exit code 1; Ctrl-C is 130.
     """
-    options = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         return int(options.run(options))
     except EigenexpError as error:
@@ -57,6 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left; so do we
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; settings may stand on both sides of an option."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,6 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     fit = command("fit", _fit, "solve, track and keep everything", _groups() + "\n\n" + _FIT_KEYS)
     fit.add_argument("overrides", nargs="*", metavar="key=value", help="group choices and settings")
     fit.add_argument("--config", action="store_true", help="print the configuration and stop")
+    fit.add_argument(
+        "-m", "--multirun", action="store_true", help="sweep: key=a,b runs every combination"
+    )
+    fit.add_argument(
+        "--retry-failed",
+        "--resume",
+        dest="retry",
+        metavar="SWEEP",
+        help="run what a sweep has not finished, from its checkpoints: its id or 'last'",
+    )
 
     resume = command("resume", _resume, "go on with a run, ending as if it had not stopped")
     resume.add_argument("name", metavar="RUN", help="run id, its start, 'last', or a path")
@@ -92,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_root(resume)
 
     show = command("show", _show, "print a run's table and the paths of its pictures")
-    show.add_argument("name", metavar="RUN", nargs="?", help="as for resume; else: list the runs")
+    show.add_argument(
+        "name", metavar="RUN", nargs="?", help="as for resume, or a sweep; else: list the runs"
+    )
     _add_root(show)
 
     ui = command("ui", _ui, "open MLflow and TensorBoard on your runs (Ctrl-C ends both)")
@@ -125,17 +160,9 @@ def _groups() -> str:
     return "\n".join(lines)
 
 
-def _quiet() -> None:
-    """Leave the screen to the run: libraries imported so far speak up only in trouble."""
-    import logging
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] in ("lightning", "alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def _fit(options: argparse.Namespace) -> int:
+    if options.retry is not None or options.multirun:
+        return _sweep(options)
     from eigenexp.config import compose_config
 
     config = compose_config(options.overrides)
@@ -150,6 +177,23 @@ def _fit(options: argparse.Namespace) -> int:
     result = fit(config)
     print("\n".join(summary(result)))
     return result.exit_code
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from eigenexp.sweeps import retry, sweep
+
+    _quiet()
+    if options.retry is None:
+        return sweep(options.overrides, say=_say)
+    root = os.environ.get("EIGENEXP_ROOT", "mlruns")
+    for override in options.overrides:  # where to look, as fit is told it
+        root = override.partition("=")[2] if override.startswith("root=") else root
+    others = [o for o in options.overrides if not o.startswith("root=")]
+    return retry(options.retry, others, root=root, say=_say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -175,6 +219,8 @@ def _show(options: argparse.Namespace) -> int:
             record = run.read_record()
             print(f"{run.run_id}  {record['created']}  {record['status']:<9} {record['title']}")
         return 0
+    if _show_sweep(options.name, options.root):
+        return 0
     run = find_run(options.name, options.root)
     record = run.read_record()
     print(f"run {run.run_id}: {record['title']}")
@@ -192,6 +238,16 @@ def _show(options: argparse.Namespace) -> int:
     for result in sorted(run.results.iterdir()):
         print(result)
     return 0
+
+
+def _show_sweep(name: str, root: str) -> bool:
+    """Show a sweep if the name is one's; whether it is."""
+    if name == "last" or not list(Path(root).glob(f"sweeps/{name}*/manifest.json")):
+        return False
+    from eigenexp.sweeps import find_sweep, show
+
+    show(find_sweep(name, root), say=_say)
+    return True
 
 
 def _ui(options: argparse.Namespace) -> int:

@@ -22,6 +22,8 @@ __all__ = [
     "CONFIG_MODULE",
     "FitConfig",
     "compose_config",
+    "explain",
+    "hydra_session",
     "options",
     "override_config",
     "plain_config",
@@ -91,6 +93,17 @@ class RandomizedSVDConfig(SolverConfig):
 
 
 @dataclass
+class OperatorConfig:
+    """How products are computed; see :class:`eigenexp.operators.JacobianOperator`."""
+
+    route: str = "auto"
+    chunk_size: int | None = None
+    recompute: bool = False
+    compile: bool = False
+    model_dtype: str | None = None
+
+
+@dataclass
 class TrainerConfig:
     """Arguments of ``lightning.Trainer``."""
 
@@ -139,6 +152,7 @@ class FitConfig:
     model: dict[str, Any] = MISSING
     image: ImageConfig = field(default_factory=ImageConfig)
     solver: Any = MISSING
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
@@ -175,13 +189,13 @@ def register_schemas() -> None:
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
-    """Lend Hydra for one composition, leaving the caller's alone."""
+def hydra_session() -> Iterator[Any]:
+    """Lend Hydra for one composition, leaving the caller's alone; yield its instance."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            yield
+            yield GlobalHydra.instance().hydra
     finally:
         GlobalHydra.instance().hydra = before
 
@@ -195,11 +209,11 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         Naming the key, and the keys or options that exist.
     """
     register_schemas()
-    with _hydra():
+    with hydra_session():
         try:
             config = compose(CONFIG_NAME, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error, overrides)) from error
+            raise ConfigError(explain(error, overrides)) from error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(
@@ -266,7 +280,7 @@ def options(group: str) -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
+def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Turn Hydra's message into one line: key, what was got, what exists."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = " ".join(str(error).split())
@@ -292,7 +306,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 def _known_keys(parent: str, overrides: Sequence[str]) -> list[str]:
     """Return the keys under ``parent``, with only the group choices of ``overrides`` applied."""
     choices = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and options(o.split("=")[0])]
-    with _hydra():
+    with hydra_session():
         try:
             config = compose(CONFIG_NAME, overrides=choices)
         except (HydraException, OmegaConfBaseException):

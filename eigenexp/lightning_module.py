@@ -116,6 +116,9 @@ class EigendistortionModule(L.LightningModule):
         Budget of products F·v; ``None`` for no limit.
     route
         How products are computed; ``"auto"`` chooses by probing the model.
+    operator_options
+        More of :class:`~eigenexp.FisherOperator`: ``chunk_size``, ``recompute``, ``compile``,
+        ``model_dtype`` (the model is then put in that precision, the solver stays in its own).
     solver_options
         Passed to the method, for instance ``basis_size=40`` for ``"lanczos"``.
 
@@ -143,6 +146,7 @@ class EigendistortionModule(L.LightningModule):
         seed: int = 0,
         max_products: int | None = None,
         route: str = "auto",
+        operator_options: Mapping[str, Any] | None = None,
         **solver_options: Any,
     ) -> None:
         super().__init__()
@@ -178,7 +182,7 @@ class EigendistortionModule(L.LightningModule):
         # The callback that logs convergence sets this; without it the module logs for itself.
         self.logged_by_callback = False
         self.probe = nn.Parameter(torch.empty(0))
-        self._route = route
+        self._operator_options = {"route": route, **(operator_options or {})}
         self._operator: FisherOperator | None = None
         self._solver: Eigensolver | None = None
         self._responses: Tensor | None = None
@@ -268,9 +272,10 @@ class EigendistortionModule(L.LightningModule):
             self._set_probe()
             return
         if isinstance(self.model, nn.Module):
-            self.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
+            model_dtype = self._operator_options.get("model_dtype") or dtype
+            self.model.requires_grad_(False).eval().to(device=device, dtype=model_dtype)
         self._image = self._image.to(device=device, dtype=dtype)
-        self._operator = FisherOperator(self.model, self._image, route=self._route)
+        self._operator = FisherOperator(self.model, self._image, **self._operator_options)
         state = None if solver is None else solver.state_dict()
         self._solver = make_solver(self._operator, **self._settings)
         if state is not None:

@@ -228,8 +228,8 @@ def _mlflow_logger(
 
 
 def _parameters(settings: Mapping[str, Any], picture: Mapping[str, Any]) -> dict[str, Any]:
-    groups = ("model", "image", "solver", "trainer")
-    parameters: dict[str, Any] = {group: settings[group] for group in groups}
+    groups = ("model", "image", "solver", "operator", "trainer")
+    parameters: dict[str, Any] = {group: settings[group] for group in groups if group in settings}
     parameters["picture_sha256"] = picture["sha256"]
     return parameters
 

@@ -22,7 +22,7 @@ class FisherOperator(Fisher):
         The model, or a :class:`JacobianOperator` already made.
     image
         The picture; left out when ``model`` is a ``JacobianOperator``.
-    route, chunk_size, check, allow_zero
+    route, chunk_size, check, allow_zero, recompute, compile, model_dtype
         As for :class:`JacobianOperator`.
 
     Attributes
@@ -46,6 +46,9 @@ class FisherOperator(Fisher):
         chunk_size: int | None = None,
         check: bool = True,
         allow_zero: bool = False,
+        recompute: bool = False,
+        compile: bool = False,
+        model_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if isinstance(model, JacobianOperator):
@@ -64,6 +67,9 @@ class FisherOperator(Fisher):
                 chunk_size=chunk_size,
                 check=check,
                 allow_zero=allow_zero,
+                recompute=recompute,
+                compile=compile,
+                model_dtype=model_dtype,
             )
         m, n = self.jacobian.shape
         self.shape = (n, n)
@@ -76,6 +82,11 @@ class FisherOperator(Fisher):
     def route(self) -> str:
         """Name of the route of the Jacobian's products."""
         return self.jacobian.route
+
+    @property
+    def product_eps(self) -> float:
+        """Relative rounding of a product; see :attr:`JacobianOperator.product_eps`."""
+        return self.jacobian.product_eps
 
     @property
     def start(self) -> Tensor:
