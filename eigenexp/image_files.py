@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eigenexp.errors import ImageError, InputTypeError
 
-__all__ = ["Raw", "read_array", "read_file"]
+__all__ = ["Raw", "read_array", "read_file", "read_regular"]
 
 _FULL_RANGES = {
     torch.bool: (0.0, 1.0),
@@ -95,6 +95,26 @@ def _channels_first(values: Tensor, name: str, last_allowed: bool) -> Tensor:
     return values
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; a pipe or device would block or never end.
+
+    Raises
+    ------
+    ImageError
+        When it is missing, a folder, a device, or cannot be read.
+    """
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path}: expected a picture file, got a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{path}: expected a picture file, got a device or pipe")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: expected a picture file, found none; check the path") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 def read_file(path: Path, source: str | None = None, name: str | None = None) -> Raw:
     """Read a picture file by its kind.
 
@@ -103,16 +123,7 @@ def read_file(path: Path, source: str | None = None, name: str | None = None) ->
     ImageError
         When it is missing, a folder, unreadable, or holds no single picture.
     """
-    try:
-        if path.is_dir():
-            raise ImageError(f"{path}: expected a picture file, got a folder; name a file in it")
-        if path.exists() and not path.is_file():
-            raise ImageError(f"{path}: expected a picture file, got a device or pipe")
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"{path}: expected a picture file, found none; check the path") from None
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    content = read_regular(path)
     facts = {
         "source": source or str(path),
         "name": name or path.stem,
