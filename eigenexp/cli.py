@@ -1,4 +1,4 @@
-"""The command line: ``eigenexp fit | resume | show | ui``; everything heavy loads when used."""
+"""The command line, ``eigenexp COMMAND``; everything heavy loads when used."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ examples:
   eigenexp fit image=file image.source=cat.png image.resize=64 solver=lanczos solver.tol=1e-6
   eigenexp resume last trainer.max_steps=5000      go on where the last run stopped
   eigenexp show last                               its table and the paths of its pictures
+  eigenexp report last                             one HTML file to send to a colleague
   eigenexp ui                                      MLflow and TensorBoard on your runs"""
 
 _FIT_KEYS = """\
@@ -38,6 +39,13 @@ settings (key=value; see them all with --config):
   model.layer=NAME        respond with a layer of the model, by its dotted name
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
   run_name=…  experiment_name=…  +tags.key=value  root=mlruns  threads=2"""
+
+_REPORT = """\
+One file, no network: send it to a colleague, open it on a phone, print it. It holds the picture,
+each distortion at a strength of your choice, certificates, convergence, settings and versions.
+
+  eigenexp report last
+  eigenexp report 5b8d 91ac --output onoff-against-lgg.html    two runs side by side"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     show = command("show", _show, "print a run's table and the paths of its pictures")
     show.add_argument("name", metavar="RUN", nargs="?", help="as for resume; else: list the runs")
     _add_root(show)
+
+    report = command("report", _report, "write one HTML file about runs, side by side", _REPORT)
+    report.add_argument("names", metavar="RUN", nargs="+", help="as for resume, or a result folder")
+    report.add_argument(
+        "--output", metavar="FILE", help="default: report-<run>.html, or report.html for several"
+    )
+    report.add_argument("--title", help="of the page")
+    _add_root(report)
 
     ui = command("ui", _ui, "open MLflow and TensorBoard on your runs (Ctrl-C ends both)")
     ui.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT")
@@ -191,6 +207,17 @@ def _show(options: argparse.Namespace) -> int:
     print()
     for result in sorted(run.results.iterdir()):
         print(result)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from eigenexp.report import load_run, write_report
+
+    runs = [load_run(name, options.root) for name in options.names]
+    alone = runs[0].run_id[:8] if len(runs) == 1 else ""
+    output = options.output or (f"report-{alone}.html" if alone else "report.html")
+    path = write_report(runs, output, title=options.title)
+    print(path.absolute())
     return 0
 
 

@@ -107,11 +107,13 @@ def find_run(name: str, root: str | Path) -> RunFolder:
     path = Path(name)
     if path.exists():
         folder = path if path.is_dir() else path.parent
-        if (folder / "run.json").is_file() and folder.parent.name == "checkpoints":
-            return RunFolder(folder.absolute().parent.parent, folder.absolute().name)
+        folder = folder.absolute()
+        run = RunFolder(folder.parent.parent, folder.name)
+        if run.record_path.is_file() and folder in (run.checkpoints, run.results):
+            return run
         raise RunNotFoundError(
-            f"{name}: expected a run's folder under <root>/checkpoints or a checkpoint in it, got "
-            "a path without run.json beside it; name the run by its id"
+            f"{name}: expected a run's folder under <root>/checkpoints or <root>/results, or a "
+            "file in it, got a path without run.json; name the run by its id"
         )
     runs = list_runs(root)
     if name == "last" and runs:
