@@ -26,6 +26,7 @@ examples:
   eigenexp resume last trainer.max_steps=5000      go on where the last run stopped
   eigenexp show last                               its table and the paths of its pictures
   eigenexp report last                             one HTML file to send to a colleague
+  eigenexp sync                                    send what waited for the tracking store
   eigenexp ui                                      MLflow and TensorBoard on your runs"""
 
 _FIT_KEYS = """\
@@ -46,6 +47,10 @@ each distortion at a strength of your choice, certificates, convergence, setting
 
   eigenexp report last
   eigenexp report 5b8d 91ac --output onoff-against-lgg.html    two runs side by side"""
+
+_SYNC = """\
+While a store is down or full a run goes on; what it logs waits under <root>/spool. This sends it,
+each point once, and tells every run's fate in a line. Exit code 1 when something still waits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--title", help="of the page")
     _add_root(report)
 
+    sync = command("sync", _sync, "send what the tracking store has not got yet", _SYNC)
+    sync.add_argument("names", metavar="RUN", nargs="*", help="run id or its start; else: all runs")
+    _add_root(sync)
+
     ui = command("ui", _ui, "open MLflow and TensorBoard on your runs (Ctrl-C ends both)")
     ui.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT")
     ui.add_argument("--tensorboard-port", type=int, default=6006, metavar="PORT")
@@ -142,9 +151,15 @@ def _groups() -> str:
 
 
 def _quiet() -> None:
-    """Leave the screen to the run: libraries imported so far speak up only in trouble."""
+    """Leave the screen to the run: libraries speak up only in trouble, warnings in one line."""
     import logging
 
+    import warnings
+
+    def tell(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"eigenexp: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = tell  # a person reads one line, not our source
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in list(logging.root.manager.loggerDict):
         if name.split(".")[0] in ("lightning", "alembic", "mlflow"):
@@ -219,6 +234,20 @@ def _report(options: argparse.Namespace) -> int:
     path = write_report(runs, output, title=options.title)
     print(path.absolute())
     return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from eigenexp.tracking import sync
+
+    _quiet()
+    found = [sync(options.root, name) for name in options.names or [None]]
+    reports = {report.local_id: report for group in found for report in group}
+    for report in reports.values():
+        said = "sent" if report.complete else f"waits: {report.problem or 'more is being written'}"
+        print(f"{report.run_id or report.local_id}  {report.points} points  {said}")
+    if not reports:
+        print("nothing waits")
+    return 0 if all(report.complete for report in reports.values()) else 1
 
 
 def _ui(options: argparse.Namespace) -> int:

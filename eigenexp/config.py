@@ -133,6 +133,8 @@ class FitConfig:
 
     ``model`` is a ``_target_`` with its arguments, and ``layer``: the dotted name of the layer
     whose output is the response (``features.11``), ``null`` for the model's own output.
+    ``resume`` is ``never`` (a new run) or ``auto`` (go on with the newest unfinished run of the
+    same settings, if there is one).
     """
 
     model: dict[str, Any] = MISSING
@@ -148,6 +150,7 @@ class FitConfig:
     threads: int | None = None
     tags: dict[str, str] = field(default_factory=dict)
     trust: bool = False
+    resume: str = "never"
 
 
 _SOLVERS: dict[str, type[SolverConfig]] = {

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 from eigenexp.checkpoints import (
     METADATA_KEY,
+    Difference,
     check_metadata,
     checkpoint_metadata,
     model_fingerprint,
+    plain,
     tensor_sha256,
 )
 from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
@@ -174,6 +176,8 @@ class EigendistortionModule(L.LightningModule):
         self.force_resume = False
         # Settings changed on purpose: never a reason to refuse a checkpoint.
         self.intended_changes: tuple[str, ...] = ("config",)
+        # What differed between a resumed checkpoint and the present.
+        self.resume_differences: list[Difference] = []
         # The callback that logs convergence sets this; without it the module logs for itself.
         self.logged_by_callback = False
         self.probe = nn.Parameter(torch.empty(0))
@@ -380,6 +384,22 @@ class EigendistortionModule(L.LightningModule):
             **self.run_metadata,
         )
 
+    def _metadata_like(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return :meth:`metadata` for comparison, hashed in the checkpoint's precision.
+
+        Going from float32 to float64 keeps every weight and pixel: only hashed in float32 they are
+        seen to be the same.
+        """
+        current = self.metadata()
+        dtype = {str(d): d for d in (torch.float32, torch.float64)}.get(str(saved.get("dtype")))
+        if dtype is None or dtype == self.solver.dtype:
+            return current
+        response = self.operator.jacobian.response
+        current["model"] = plain(model_fingerprint(self.model, self._image, response, dtype))
+        if self.picture is None:
+            current["picture"]["sha256"] = tensor_sha256(self._image.to(dtype))
+        return current
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace the weights by the solver's whole state and plain metadata."""
         checkpoint["state_dict"] = {}
@@ -417,9 +437,9 @@ class EigendistortionModule(L.LightningModule):
                 "state; pass the checkpoint of an eigenexp run"
             )
         if "metadata" in saved:
-            check_metadata(
+            self.resume_differences = check_metadata(
                 saved["metadata"],
-                self.metadata(),
+                self._metadata_like(saved["metadata"]),
                 force=self.force_resume,
                 intended=self.intended_changes,
             )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,36 @@ class RunFolder:
     def record_path(self) -> Path:
         """File of the run's record: configuration and status."""
         return self.checkpoints / "run.json"
+
+    @contextmanager
+    def _released(self, lock: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Take the run for this process alone, until the returned context ends.
+
+        The operating system lets go of it when the process dies, however it does.
+
+        Raises
+        ------
+        CheckpointError
+            When another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.checkpoints / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CheckpointError(
+                f"run {self.run_id}: expected a run that nobody works on, got one that another "
+                "process is solving; wait for it, or stop it first"
+            ) from error
+        return self._released(lock)
 
     def write_record(self, **facts: Any) -> None:
         """Add ``facts`` to the run's record, atomically."""
