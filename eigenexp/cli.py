@@ -153,7 +153,6 @@ def _groups() -> str:
 def _quiet() -> None:
     """Leave the screen to the run: libraries speak up only in trouble, warnings in one line."""
     import logging
-
     import warnings
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:

@@ -35,6 +35,7 @@ from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelError
 from eigenexp.images import Picture
 from eigenexp.operators import FisherOperator
+from eigenexp.recasting import recast_solver
 from eigenexp.spectrum import Spectrum
 
 __all__ = ["EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
@@ -267,7 +268,7 @@ class EigendistortionModule(L.LightningModule):
         state = None if solver is None else solver.state_dict()
         self._solver = make_solver(self._operator, **self._settings)
         if state is not None:
-            self._solver.load_state_dict(state)
+            self._load(state)
         self._set_probe()
 
     def _set_probe(self) -> None:
@@ -446,5 +447,12 @@ class EigendistortionModule(L.LightningModule):
         self._rng_state = dict(saved["rng_state"])
         if saved["route"] != self.operator.jacobian.route:
             self._operator = FisherOperator(self.model, self._image, route=saved["route"])
-        self.solver.load_state_dict(saved["solver"])
+        self._load(saved["solver"])
         self._set_probe()
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a solver's state; in another precision, from its vectors."""
+        if state.get("dtype") == str(self.solver.dtype):
+            self.solver.load_state_dict(state)
+        else:
+            self._solver = recast_solver(self.operator, self._settings, state)

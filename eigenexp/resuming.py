@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from eigenexp.building import build_picture
-from eigenexp.checkpoints import CheckpointWarning, find_checkpoint
+from eigenexp.checkpoints import find_checkpoint
 from eigenexp.errors import CheckpointError, ConfigError, ImageError, RunNotFoundError
 from eigenexp.images import Picture
 from eigenexp.picture_files import PICTURE_FILE, load_saved_picture
@@ -98,10 +97,8 @@ def _is_unfinished(run: RunFolder, wanted: str) -> bool:
 
 def _newest(run: RunFolder) -> Path | None:
     try:
-        return find_checkpoint(run.checkpoints)
-    except CheckpointError as error:
-        if any(run.checkpoints.glob("*.ckpt")):
-            warnings.warn(str(error), CheckpointWarning, stacklevel=3)
+        return find_checkpoint(run.checkpoints)  # warns of each that is damaged
+    except CheckpointError:
         return None
 
 
