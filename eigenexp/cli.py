@@ -150,6 +150,11 @@ def _groups() -> str:
     return "\n".join(lines)
 
 
+def printable(text: str) -> str:
+    """Return ``text`` without characters that a terminal obeys instead of showing."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _quiet() -> None:
     """Leave the screen to the run: libraries speak up only in trouble, warnings in one line."""
     import logging
@@ -203,13 +208,14 @@ def _show(options: argparse.Namespace) -> int:
     if options.name is None:
         for run in list_runs(options.root):
             record = run.read_record()
-            print(f"{run.run_id}  {record['created']}  {record['status']:<9} {record['title']}")
+            facts = (record["created"], f"{record['status']:<9}", record["title"])
+            print(f"{run.run_id}  {printable('  '.join(map(str, facts)))}")
         return 0
     run = find_run(options.name, options.root)
     record = run.read_record()
-    print(f"run {run.run_id}: {record['title']}")
+    print(printable(f"run {run.run_id}: {record['title']}"))
     reason = record.get("stop_reason")
-    print(f"status {record['status']}" + (f" ({reason})" if reason else ""))
+    print(printable(f"status {record['status']}" + (f" ({reason})" if reason else "")))
     path = run.results / "spectrum.safetensors"
     if not path.is_file():
         print(f"no result yet; go on with: eigenexp resume {run.run_id}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eigenexp.archives import archive_fault
 from eigenexp.errors import ImageError, InputTypeError
 
 __all__ = ["Raw", "read_array", "read_file", "read_regular"]
@@ -22,6 +24,8 @@ _FULL_RANGES = {
     torch.uint8: (0.0, 255.0),
     torch.uint16: (0.0, 65535.0),
 }
+# As Pillow: three times its 89 million pixels is a decompression bomb.
+_MOST_VALUES = 3 * 89_478_485
 # Pillow's modes that hold what we read as they are; other modes are converted by Pillow first.
 _KEPT_MODES = ("L", "LA", "RGB", "RGBA", "F", "I;16")
 _CONVERTED_MODES = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "CMYK": "RGB"}
@@ -145,7 +149,7 @@ def read_file(path: Path, source: str | None = None, name: str | None = None) ->
 def _numpy(path: Path, content: bytes) -> np.ndarray[Any, Any]:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise ImageError(f"{path}: expected a NumPy array file: {_first_line(error)}") from error
     if not isinstance(array, np.ndarray):
         raise ImageError(f"{path}: expected one array, got an archive; save the array alone")
@@ -153,6 +157,9 @@ def _numpy(path: Path, content: bytes) -> np.ndarray[Any, Any]:
 
 
 def _torch(path: Path, content: bytes) -> Tensor:
+    fault = archive_fault(io.BytesIO(content))
+    if fault is not None:
+        raise ImageError(f"{path}: expected a tensor saved by torch.save, got {fault}; refused")
     try:
         value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # every kind of damage shows as another exception of torch's
@@ -248,7 +255,15 @@ def _deep(path: Path, content: bytes, facts: dict[str, Any]) -> Raw:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             pages = len(file.pages)
             photometric = tifffile.PHOTOMETRIC(file.pages.first.photometric).name
+            values = math.prod(file.pages.first.shape)
+            if values > _MOST_VALUES:
+                raise ImageError(
+                    f"{path}: expected a picture of at most {_MOST_VALUES} values, got {values}; "
+                    "crop it first"
+                )
             array = file.pages.first.asarray()
+    except ImageError:
+        raise
     except Exception as error:  # damaged files raise whatever the decoder meets first
         raise ImageError(f"{path}: cannot be read as TIFF: {_first_line(error)}") from error
     if pages != 1 or photometric not in ("RGB", "MINISBLACK"):

@@ -87,7 +87,7 @@ class RunFolder:
         """
         try:
             record = json.loads(self.record_path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.record_path}: expected the run's record, got {error}"
             ) from error
