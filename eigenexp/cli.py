@@ -39,7 +39,19 @@ settings (key=value; see them all with --config):
   image.channels=color    gray, color or keep
   model.layer=NAME        respond with a layer of the model, by its dotted name
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
+  resume=auto             go on with this command's own unfinished run, if there is one
   run_name=…  experiment_name=…  +tags.key=value  root=mlruns  threads=2"""
+
+_RESUME = """\
+A run that is not on this machine is fetched from MLFLOW_TRACKING_URI: checkpoint, configuration and
+picture, each verified by its SHA-256; it goes on in the same MLflow run. Every difference from the
+saved run is told; another model, picture or precision stops, unless you ask for it.
+
+  eigenexp resume last trainer.max_steps=5000
+  eigenexp resume 5b8d solver.tol=1e-8 trainer.precision=64-true     from the same vectors
+  MLFLOW_TRACKING_URI=https://… eigenexp resume 5b8d1c48             on another machine
+
+For a scheduler that restarts the same command: eigenexp fit … resume=auto"""
 
 _REPORT = """\
 One file, no network: send it to a colleague, open it on a phone, print it. It holds the picture,
@@ -97,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("overrides", nargs="*", metavar="key=value", help="group choices and settings")
     fit.add_argument("--config", action="store_true", help="print the configuration and stop")
 
-    resume = command("resume", _resume, "go on with a run, ending as if it had not stopped")
+    text = "go on with a run, ending as if it had not stopped"
+    resume = command("resume", _resume, text, _RESUME)
     resume.add_argument("name", metavar="RUN", help="run id, its start, 'last', or a path")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
     resume.add_argument("--force", action="store_true", help="although model or picture differ")
