@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -13,8 +14,14 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from eigenexp.building import build_picture
-from eigenexp.checkpoints import find_checkpoint
-from eigenexp.errors import CheckpointError, ConfigError, ImageError, RunNotFoundError
+from eigenexp.checkpoints import find_checkpoint, load_metadata
+from eigenexp.errors import (
+    CheckpointError,
+    ConfigError,
+    EigenexpError,
+    ImageError,
+    RunNotFoundError,
+)
 from eigenexp.images import Picture
 from eigenexp.picture_files import PICTURE_FILE, load_saved_picture
 from eigenexp.provenance import plain
@@ -28,6 +35,7 @@ __all__ = [
     "fetch_run",
     "hold_run",
     "locate_run",
+    "refresh_run",
     "resumed_picture",
     "settings_hash",
 ]
@@ -154,6 +162,39 @@ def fetch_run(store: Store, name: str, root: Path, say: Any = print) -> RunFolde
         say("the run keeps no picture there; its source is read instead")
     run.write_record(status=str(found.info.status), title=str(found.info.run_name or name))
     return run
+
+
+def refresh_run(run: RunFolder, say: Any = print) -> None:
+    """Fetch the tracking server's checkpoint where the run went further on another machine.
+
+    A server that does not answer, or does not know the run, changes nothing.
+    """
+    store = Store(run.root)
+    if not store.is_server:
+        return
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = download_artifact(
+                store, run.run_id, "checkpoints/last/metadata.json", Path(scratch)
+            )
+            step = json.loads(path.read_text())["step"]
+        here = _step(run)
+        if not isinstance(step, int) or step <= here:
+            return
+        say(f"run {run.run_id} went on elsewhere, to step {step}; fetching it from {store.uri}")
+        download_checkpoint(store, run.run_id, run.checkpoints, "last")
+    except RunNotFoundError:
+        return
+    except (EigenexpError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        say(f"the tracking server's checkpoint is not used ({reason}); this machine's is")
+
+
+def _step(run: RunFolder) -> int:
+    try:
+        return int(load_metadata(find_checkpoint(run.checkpoints)).get("step") or 0)
+    except CheckpointError:
+        return -1
 
 
 # -- what a checkpoint says ------------------------------------------------------------------------

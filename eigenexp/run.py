@@ -35,6 +35,7 @@ from eigenexp.resuming import (
     claim_unfinished,
     hold_run,
     locate_run,
+    refresh_run,
     resumed_picture,
 )
 from eigenexp.runs import RunFolder, open_root
@@ -224,6 +225,8 @@ def resume(
     run = locate_run(name, Path(root).absolute(), say)
     given = Path(name)
     with hold_run(run):
+        if not given.is_file():
+            refresh_run(run, say)
         checkpoint = find_checkpoint(given if given.is_file() else run.checkpoints)
         saved = load_metadata(checkpoint)
         if not isinstance(saved.get("config"), Mapping):

@@ -16,10 +16,16 @@ from PIL import Image
 import eigenexp as ee
 from eigenexp.checkpoints import ProvenanceWarning, save_checkpoint
 from eigenexp.config import compose_config, plain_config
-from eigenexp.errors import CheckpointError, ConfigError, ImageError
+from eigenexp.errors import CheckpointError, ConfigError, ImageError, RunNotFoundError
 from eigenexp.images import load_picture
 from eigenexp.picture_files import save_picture
-from eigenexp.resuming import check_resolved, claim_unfinished, resumed_picture, settings_hash
+from eigenexp.resuming import (
+    check_resolved,
+    claim_unfinished,
+    refresh_run,
+    resumed_picture,
+    settings_hash,
+)
 from eigenexp.run import fit
 from eigenexp.runs import RunFolder
 from eigenexp.spectrum import Spectrum
@@ -296,3 +302,41 @@ def test_interpolations_in_a_saved_configuration_are_refused(config: dict[str, A
 
 def test_ordinary_configurations_pass() -> None:
     check_resolved(json.loads(json.dumps(settings("run_name=a$b"))))
+
+
+# -- a run that went on elsewhere ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "fetched", "told"),
+    [
+        ('{"step": 9}', True, "went on elsewhere, to step 9"),
+        ('{"step": 3}', False, ""),
+        ('{"step": 2}', False, ""),
+        ('{"step": "9"}', False, ""),
+        ("[]", False, "is not used"),
+        ("[" * 100_000, False, "is not used"),
+        (None, False, ""),
+    ],
+)
+def test_the_newer_checkpoint_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str | None, fetched: bool, told: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    folder = make_run(tmp_path, "a")
+    got: list[str] = []
+
+    def artifact(store: Any, run_id: str, path: str, destination: Path) -> Path:
+        if answer is None:
+            raise RunNotFoundError("gone")
+        (destination / "metadata.json").write_text(answer)
+        return destination / "metadata.json"
+
+    monkeypatch.setattr("eigenexp.resuming.download_artifact", artifact)
+    monkeypatch.setattr("eigenexp.resuming.download_checkpoint", lambda *a: got.append(a[1]))
+    monkeypatch.setattr("eigenexp.resuming.load_metadata", lambda _: {"step": 3})
+    said: list[str] = []
+    refresh_run(folder, said.append)
+    assert bool(got) is fetched
+    assert told in " ".join(said)
+    assert bool(said) is bool(told)

@@ -101,12 +101,17 @@ def test_a_run_goes_on_where_only_the_server_is(server, tmp_path: Path) -> None:
         assert len(set(steps)) == len(steps)
         assert steps[-1] == a.num_products
 
-    # Changed settings are told in tags, and another model is refused.
-    more = run(second, "resume", run_id, "trainer.max_steps=320", "threads=1", **address)
+    # Back on the first machine it goes on from where the second one came; settings that changed
+    # are told in tags, and another model is refused.
+    more = run(first, "resume", run_id, "trainer.max_steps=320", **address)
     assert more.returncode == 0, more.stderr
+    assert "went on elsewhere, to step 300" in more.stdout
     wait_for_status(store, run_id, "FINISHED")
     tags = store.find_run(run_id).data.tags
     assert tags["drift.trainer.max_steps"] == "300 → 320"
+    steps = points(store, run_id, "worst_residual")
+    assert len(set(steps)) == len(steps)
+    assert steps[-1] > a.num_products
     other = run(second, "resume", run_id, "model.amplitude_ratio=2.5", **address)
     assert other.returncode == 1
     assert "model.output" in other.stderr
