@@ -34,6 +34,7 @@ def points(store: Store, run_id: str, key: str) -> list[int]:
     return sorted(p.step for p in store.client.get_metric_history(run_id, key))
 
 
+@pytest.mark.slow
 def test_sync_sends_what_a_server_missed(switch, tmp_path: Path) -> None:
     switch.shut()
     settings = [*SMALL, "logger=mlflow", "solver.tol=1e-3", "run_name=kept"]
@@ -65,6 +66,7 @@ def test_sync_sends_what_a_server_missed(switch, tmp_path: Path) -> None:
             "results/picture.safetensors", "results/convergence.csv"} <= set(names)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_only_the_server_is(server, tmp_path: Path) -> None:
     """Killed on one machine, continued on another that lacks the picture's file; bit for bit."""
     first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
