@@ -35,7 +35,7 @@ from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelError
 from eigenexp.images import Picture
 from eigenexp.operators import FisherOperator
-from eigenexp.recasting import recast_solver
+from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import Spectrum
 
 __all__ = ["EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
@@ -452,7 +452,7 @@ class EigendistortionModule(L.LightningModule):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Continue from a solver's state; in another precision, from its vectors."""
-        if state.get("dtype") == str(self.solver.dtype):
+        if state_dtype(state) == self.solver.dtype:
             self.solver.load_state_dict(state)
         else:
             self._solver = recast_solver(self.operator, self._settings, state)

@@ -15,7 +15,7 @@ from torch import Tensor
 from eigenexp.eigensolvers import Eigensolver, FisherLike, make_solver
 from eigenexp.errors import CheckpointError
 
-__all__ = ["recast_solver"]
+__all__ = ["recast_solver", "state_dtype"]
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
 
@@ -54,11 +54,7 @@ def recast_solver(
     CheckpointError
         When the state is of another size or method.
     """
-    dtype = _DTYPES.get(str(state.get("dtype")))
-    if dtype is None:
-        raise CheckpointError(
-            f"state: expected the dtype torch.float32 or torch.float64, got {state.get('dtype')!r}"
-        )
+    dtype = state_dtype(state)
     before = make_solver(_Recast(operator, dtype, operator.start), **settings)
     before.load_state_dict(state)
     found = before.result().eigenvectors.flatten(1).mT
@@ -66,6 +62,37 @@ def recast_solver(
     if operator.start is not None:
         start = torch.cat([start, operator.start], dim=1)
     solver = make_solver(_Recast(operator, operator.dtype, start), **settings)
-    counts = {key: state[key] for key in ("num_products", "num_verification_products")}
-    solver.load_state_dict({**solver.state_dict(), **counts})
+    solver.load_state_dict(_counted(solver.state_dict(), _inner(state)))
     return solver
+
+
+def state_dtype(state: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype a solver's state was saved in.
+
+    Raises
+    ------
+    CheckpointError
+        When it says none.
+    """
+    name = _inner(state).get("dtype")
+    dtype = _DTYPES.get(str(name))
+    if dtype is None:
+        raise CheckpointError(
+            f"state: expected the dtype torch.float32 or torch.float64, got {name!r}; use a "
+            "checkpoint written by eigenexp"
+        )
+    return dtype
+
+
+def _inner(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of the method that ``auto`` chose, or the state itself."""
+    chosen = state.get("chosen", state)
+    return chosen if isinstance(chosen, Mapping) else state
+
+
+def _counted(fresh: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a fresh state that counts on from an earlier one."""
+    counts = {key: before[key] for key in ("num_products", "num_verification_products")}
+    if "chosen" in fresh:
+        return {**fresh, "chosen": {**fresh["chosen"], **counts}}
+    return {**fresh, **counts}

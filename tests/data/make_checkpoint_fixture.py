@@ -45,7 +45,8 @@ def problem() -> tuple[Quadratic, Tensor]:
 
 def module(method: str) -> ee.EigendistortionModule:
     """The solve that was saved, ready to go on."""
-    return ee.EigendistortionModule(*problem(), method=method, **SETTINGS)
+    own = {"which": "top"} if method == "randomized_svd" else {}
+    return ee.EigendistortionModule(*problem(), method=method, **{**SETTINGS, **own})
 
 
 def trainer(folder: Path, max_steps: int, *callbacks: L.Callback) -> L.Trainer:
