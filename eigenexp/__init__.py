@@ -35,12 +35,14 @@ _HOMES = {
     "examine_saved_synthesis": "eigenexp.eigendistortion",
     "load_picture": "eigenexp.images",
     "remove_grad": "eigenexp.eigendistortion",
+    "report_from": "eigenexp.report",
     "set_seed": "eigenexp.eigendistortion",
     "solve": "eigenexp.eigensolvers",
     "validate_image": "eigenexp.eigendistortion",
     "validate_model": "eigenexp.eigendistortion",
+    "write_report": "eigenexp.report",
 }
-_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "tracking")
+_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "report", "tracking")
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 

@@ -56,40 +56,65 @@ MODEL_DTYPES = {
 """Precisions a network can have below the solver's, by their names in the configuration."""
 
 
-def build_picture(config: Mapping[str, Any]) -> Picture:
-    """Load the picture in the precision of the trainer."""
-    precision = str(config["trainer"]["precision"])
-    dtype = torch.float64 if precision.startswith("64") else torch.float32
-    return load_picture(**config["image"], dtype=dtype)
+def build_picture(config: Mapping[str, Any], dtype: str | None = None) -> Picture:
+    """Load the picture, by default in the precision of the trainer."""
+    is_double = str(config["trainer"]["precision"]).startswith("64")
+    return load_picture(
+        **config["image"], dtype=dtype or (torch.float64 if is_double else torch.float32)
+    )
 
 
-def check_trusted(model: Mapping[str, Any]) -> None:
+def check_trusted(model: Any) -> None:
     """Refuse a ``_target_`` outside :data:`TRUSTED_PACKAGES`, at any depth.
+
+    The name alone is judged here; :func:`build_model` judges what it leads to.
 
     Raises
     ------
     ConfigError
         Naming the target and how to allow it.
     """
-    for key, value in model.items():
-        if key == "_target_":
-            target = str(value)
-            if not any(target.startswith(f"{package}.") for package in TRUSTED_PACKAGES):
-                raise ConfigError(
-                    f"model._target_: expected one from {', '.join(TRUSTED_PACKAGES)}, got "
-                    f"{target!r} from a saved configuration; pass --trust if you know where it "
-                    "comes from"
-                )
-        elif isinstance(value, Mapping):
+    if isinstance(model, Mapping):
+        for key, value in model.items():
+            if key == "_target_" and not _is_trusted(str(value)):
+                raise _distrust(str(value))
             check_trusted(value)
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            for entry in value:
-                if isinstance(entry, Mapping):
-                    check_trusted(entry)
+    elif isinstance(model, Sequence) and not isinstance(model, str):
+        for entry in model:
+            check_trusted(entry)
 
 
-def build_model(config: Mapping[str, Any]) -> Any:
+def _is_trusted(name: str) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in TRUSTED_PACKAGES)
+
+
+def _may_be_built(factory: Any) -> bool:
+    """Judge what a name led to by where it is defined; of torch.nn, modules alone."""
+    home = getattr(factory, "__module__", None)
+    if not isinstance(home, str) or not _is_trusted(home):
+        return False
+    if isinstance(factory, type):
+        return issubclass(factory, nn.Module)
+    return not f"{home}.".startswith("torch.nn.")
+
+
+def _distrust(target: str) -> ConfigError:
+    return ConfigError(
+        f"model._target_: expected one from {', '.join(TRUSTED_PACKAGES)}, got {target!r} from a "
+        "saved configuration; pass --trust if you know where it comes from"
+    )
+
+
+def build_model(config: Mapping[str, Any], *, trust: bool = True) -> Any:
     """Import ``_target_``, call it with the other keys, and cut it at ``layer``.
+
+    Parameters
+    ----------
+    config
+        ``_target_``, its arguments, ``layer``.
+    trust
+        Whether any class may be built; else those that :data:`TRUSTED_PACKAGES` define (not what
+        their modules import: ``torch.nn.….os.system`` is none of them).
 
     Raises
     ------
@@ -99,11 +124,17 @@ def build_model(config: Mapping[str, Any]) -> Any:
     arguments = dict(config)
     target = str(arguments.pop("_target_", ""))
     layer = arguments.pop("layer", None)
+    if not trust:
+        check_trusted(config)
     built = {
-        key: build_model(value) if isinstance(value, Mapping) and "_target_" in value else value
+        key: build_model(value, trust=trust)
+        if isinstance(value, Mapping) and "_target_" in value
+        else value
         for key, value in arguments.items()
     }
     factory = _locate(target)
+    if not trust and not _may_be_built(factory):
+        raise _distrust(target)
     try:
         model = factory(**built)
     except EigenexpError:

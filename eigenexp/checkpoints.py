@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 
+from eigenexp.archives import archive_fault
 from eigenexp.atomic import remove_orphans, replacing, write_atomic, write_json_atomic
 from eigenexp.compatibility import (
     Difference,
@@ -358,6 +359,11 @@ def _verify(file: IO[bytes], path: Path) -> Seal:
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
         raise CheckpointError(f"{path}: expected a checkpoint, got a file of another kind")
+    fault = archive_fault(file)
+    if fault is not None:
+        raise CheckpointError(
+            f"{path}: expected a whole checkpoint written by torch.save, got {fault}; refused"
+        )
     seal = _read_seal(file)
     if seal is None:
         return _verify_unsealed(file, path)

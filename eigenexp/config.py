@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -147,6 +148,8 @@ class FitConfig:
 
     ``model`` is a ``_target_`` with its arguments, and ``layer``: the dotted name of the layer
     whose output is the response (``features.11``), ``null`` for the model's own output.
+    ``resume`` is ``never`` (a new run) or ``auto`` (go on with the newest unfinished run of the
+    same settings, if there is one).
     """
 
     model: dict[str, Any] = MISSING
@@ -163,6 +166,7 @@ class FitConfig:
     threads: int | None = None
     tags: dict[str, str] = field(default_factory=dict)
     trust: bool = False
+    resume: str = "never"
 
 
 _SOLVERS: dict[str, type[SolverConfig]] = {
@@ -255,6 +259,11 @@ def override_config(saved: Mapping[str, Any], overrides: Sequence[str]) -> DictC
                     "a resumed run keeps its groups"
                 )
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{overrides[-1] if overrides else 'configuration'}: expected key=value with a plain "
+            f"value, got what YAML refuses ({' '.join(str(error).split())[:80]})"
+        ) from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "configuration"
         parent = str(key).rpartition(".")[0]

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 from eigenexp.checkpoints import (
     METADATA_KEY,
+    Difference,
     check_metadata,
     checkpoint_metadata,
     model_fingerprint,
+    plain,
     tensor_sha256,
 )
 from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
@@ -34,6 +36,7 @@ from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelEr
 from eigenexp.images import Picture
 from eigenexp.lightning_overhead import may_step_directly, silence_profiler
 from eigenexp.operators import FisherOperator
+from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import Spectrum
 
 __all__ = ["EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
@@ -179,6 +182,8 @@ class EigendistortionModule(L.LightningModule):
         self.force_resume = False
         # Settings changed on purpose: never a reason to refuse a checkpoint.
         self.intended_changes: tuple[str, ...] = ("config",)
+        # What differed between a resumed checkpoint and the present.
+        self.resume_differences: list[Difference] = []
         # The callback that logs convergence sets this; without it the module logs for itself.
         self.logged_by_callback = False
         self.probe = nn.Parameter(torch.empty(0))
@@ -279,7 +284,7 @@ class EigendistortionModule(L.LightningModule):
         state = None if solver is None else solver.state_dict()
         self._solver = make_solver(self._operator, **self._settings)
         if state is not None:
-            self._solver.load_state_dict(state)
+            self._load(state)
         self._set_probe()
 
     def _set_probe(self) -> None:
@@ -428,6 +433,22 @@ class EigendistortionModule(L.LightningModule):
             **self.run_metadata,
         )
 
+    def _metadata_like(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return :meth:`metadata` for comparison, hashed in the checkpoint's precision.
+
+        Going from float32 to float64 keeps every weight and pixel: only hashed in float32 they are
+        seen to be the same.
+        """
+        current = self.metadata()
+        dtype = {str(d): d for d in (torch.float32, torch.float64)}.get(str(saved.get("dtype")))
+        if dtype is None or dtype == self.solver.dtype:
+            return current
+        response = self.operator.jacobian.response
+        current["model"] = plain(model_fingerprint(self.model, self._image, response, dtype))
+        if self.picture is None:
+            current["picture"]["sha256"] = tensor_sha256(self._image.to(dtype))
+        return current
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace the weights by the solver's whole state and plain metadata."""
         checkpoint["state_dict"] = {}
@@ -465,9 +486,9 @@ class EigendistortionModule(L.LightningModule):
                 "state; pass the checkpoint of an eigenexp run"
             )
         if "metadata" in saved:
-            check_metadata(
+            self.resume_differences = check_metadata(
                 saved["metadata"],
-                self.metadata(),
+                self._metadata_like(saved["metadata"]),
                 force=self.force_resume,
                 intended=self.intended_changes,
             )
@@ -478,5 +499,12 @@ class EigendistortionModule(L.LightningModule):
         self._rng_state = dict(saved["rng_state"])
         if saved["route"] != self.operator.jacobian.route:
             self._operator = FisherOperator(self.model, self._image, route=saved["route"])
-        self.solver.load_state_dict(saved["solver"])
+        self._load(saved["solver"])
         self._set_probe()
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a solver's state; in another precision, from its vectors."""
+        if state_dtype(state) == self.solver.dtype:
+            self.solver.load_state_dict(state)
+        else:
+            self._solver = recast_solver(self.operator, self._settings, state)

@@ -8,6 +8,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,18 @@ from eigenexp.building import (
 from eigenexp.callbacks import GracefulStop, ResultFiles
 from eigenexp.checkpoints import find_checkpoint, load_metadata
 from eigenexp.config import override_config, plain_config
-from eigenexp.errors import CheckpointError, TrackingError
+from eigenexp.errors import CheckpointError, ConfigError, TrackingError
+from eigenexp.images import Picture
 from eigenexp.lightning_module import EigendistortionModule
-from eigenexp.runs import RunFolder, find_run, open_root
+from eigenexp.resuming import (
+    check_resolved,
+    claim_unfinished,
+    hold_run,
+    locate_run,
+    refresh_run,
+    resumed_picture,
+)
+from eigenexp.runs import RunFolder, open_root
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.tracking import MLflowLogger
 
@@ -69,17 +79,18 @@ def fit(
     *,
     run: RunFolder | None = None,
     checkpoint: Path | None = None,
-    force: bool = False,
     say: Callable[[str], None] = print,
 ) -> RunResult:
     """Run the configured solve, tracked and resumable.
+
+    With ``resume: auto`` it goes on with the newest unfinished run of the same settings.
 
     Parameters
     ----------
     config
         From :func:`eigenexp.config.compose_config`, or a plain mapping of the same keys.
-    run, checkpoint, force
-        Continue this run from this checkpoint; ``force`` also where model or picture differ.
+    run, checkpoint
+        Go on with this run, from this checkpoint or, without one, from its beginning.
     say
         Receives the lines a person reads.
 
@@ -91,16 +102,82 @@ def fit(
     settings = dict(config) if isinstance(config, dict) else plain_config(config)
     root = open_root(settings["root"])
     settings["root"] = str(root)
+    if run is not None:
+        if checkpoint is None:
+            picture = build_picture(settings)
+        else:
+            picture = resumed_picture(run, settings, load_metadata(checkpoint), say)
+        with hold_run(run):
+            return _solve(settings, root, Start(run, checkpoint, picture), say=say)
+    choice = settings.get("resume", "never")
+    if choice not in ("never", "auto"):
+        raise ConfigError(f"resume: expected never or auto, got {choice!r}")
+    if choice == "never":
+        return _solve(settings, root, say=say)
+    with claim_unfinished(settings, root) as claimed:
+        if claimed is None:
+            say("no unfinished run of these settings; a new one begins")
+            return _solve(settings, root, say=say)
+        found, last = claimed
+        say(f"going on with the unfinished run {found.run_id}, from {last}")
+        picture = resumed_picture(found, settings, load_metadata(last), say)
+        return _solve(settings, root, Start(found, last, picture), say=say)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a resumed run begins with.
+
+    ``force`` also where model or picture differ; ``trust`` any class the configuration names;
+    ``intended`` fields of the checkpoint's metadata that were changed on purpose.
+    """
+
+    run: RunFolder
+    checkpoint: Path | None
+    picture: Picture
+    force: bool = False
+    trust: bool = True
+    intended: tuple[str, ...] = ()
+
+
+def _solve(
+    settings: dict[str, Any],
+    root: Path,
+    start: Start | None = None,
+    *,
+    say: Callable[[str], None] = print,
+) -> RunResult:
+    """Solve in a new run, or go on with one that the caller holds."""
     _set_threads(settings["threads"])
-    picture = build_picture(settings)
-    model = build_model(settings["model"])
+    picture = build_picture(settings) if start is None else start.picture
+    model = build_model(settings["model"], trust=start is None or start.trust)
     module = build_module(settings, model, picture)
-    module.force_resume = force
+    run = checkpoint = None
+    if start is not None:
+        run, checkpoint = start.run, start.checkpoint
+        module.force_resume = start.force
+        module.intended_changes += start.intended
 
     title = f"{_model_name(settings)} at {picture.name}"
     mlflow = _mlflow_logger(settings, root, run, title)
     run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
     folder = RunFolder(root, run_id)
+    with nullcontext() if start is not None else hold_run(folder):
+        return _run(folder, settings, module, picture, mlflow, checkpoint, title, say)
+
+
+def _run(
+    folder: RunFolder,
+    settings: dict[str, Any],
+    module: EigendistortionModule,
+    picture: Picture,
+    mlflow: MLflowLogger | None,
+    checkpoint: Path | None,
+    title: str,
+    say: Callable[[str], None],
+) -> RunResult:
+    """Run one solve in its folder and mark how it ended."""
+    run_id, root = folder.run_id, folder.root
     folder.write_record(config=settings, status="RUNNING", picture=picture.record, title=title)
     module.run_metadata["run_id"] = run_id
     loggers = build_loggers(settings, run_id, mlflow)
@@ -126,7 +203,7 @@ def fit(
         except TrackingError as error:  # what ended the run is more worth telling
             log.warning("%s", error)
         if mlflow is not None:
-            mlflow.log_tags({"stop_reason": reason})
+            mlflow.log_tags({"stop_reason": reason, **_drift_tags(module)})
             mlflow.set_status(status)
             mlflow.close()
     with warnings.catch_warnings():
@@ -149,7 +226,8 @@ def resume(
     Parameters
     ----------
     name
-        Run id, the start of one, ``last``, or a path into a run's folder.
+        Run id, the start of one, ``last``, or a path into a run's folder. A run that is not on this
+        machine is fetched from the tracking server, checkpoint and picture verified by their hash.
     overrides
         ``key=value`` changes, for instance ``solver.tol=1e-6`` or ``trainer.max_steps=9000``.
     root
@@ -164,21 +242,34 @@ def resume(
     EigenexpError
         When there is no such run or checkpoint, or it does not fit.
     """
-    run = find_run(name, root)
+    run = locate_run(name, Path(root).absolute(), say)
     given = Path(name)
-    checkpoint = find_checkpoint(given if given.is_file() else run.checkpoints)
-    saved = load_metadata(checkpoint).get("config")
-    if not isinstance(saved, Mapping):
-        raise CheckpointError(
-            f"{checkpoint}: expected the run's configuration in the checkpoint, got none; "
-            "continue it from your script with trainer.fit(module, ckpt_path=…)"
+    with hold_run(run):
+        if not given.is_file():
+            refresh_run(run, say)
+        checkpoint = find_checkpoint(given if given.is_file() else run.checkpoints)
+        saved = load_metadata(checkpoint)
+        if not isinstance(saved.get("config"), Mapping):
+            raise CheckpointError(
+                f"{checkpoint}: expected the run's configuration in the checkpoint, got none; "
+                "continue it from your script with trainer.fit(module, ckpt_path=…)"
+            )
+        if not trust:
+            check_resolved(saved["config"])
+        # The folder may have moved since; a changed root would start another store.
+        merged = override_config({**saved["config"], "root": str(run.root)}, overrides)
+        settings = plain_config(merged)
+        if not trust:
+            check_trusted(settings["model"])
+        changed = {override.partition("=")[0] for override in overrides}
+        new_picture = any(key == "image" or key.startswith("image.") for key in changed)
+        picture = (
+            build_picture(settings) if new_picture else resumed_picture(run, settings, saved, say)
         )
-    # The folder may have moved since; a changed root would start another store.
-    config = plain_config(override_config({**saved, "root": str(run.root)}, overrides))
-    if not trust:
-        check_trusted(config["model"])
-    say(f"resuming from {checkpoint}")
-    return fit(config, run=run, checkpoint=checkpoint, force=force, say=say)
+        intended = ("dtype",) if "trainer.precision" in changed else ()
+        say(f"resuming from {checkpoint}")
+        start = Start(run, checkpoint, picture, force, trust, intended)
+        return _solve(settings, open_root(run.root), start, say=say)
 
 
 # -- pieces ----------------------------------------------------------------------------------------
@@ -204,6 +295,15 @@ def _set_threads(threads: int | None) -> None:
     used = torch.get_num_threads()
     if cores is not None and used > cores:
         log.warning("%d threads on %d cores: set threads=%d", used, cores, cores)
+
+
+def _drift_tags(module: EigendistortionModule) -> dict[str, str]:
+    """Return what differed from the checkpoint; changed settings are told with the parameters."""
+    return {
+        f"drift.{difference.field}": f"{difference.saved} → {difference.current}"
+        for difference in module.resume_differences
+        if not difference.field.startswith("config.")
+    }
 
 
 def _model_name(settings: Mapping[str, Any]) -> str:
