@@ -3,8 +3,9 @@
 The search space V ``(n, j)`` is kept with its products W = F V. A Ritz pair V s, θ has the residual
 r = W s − θ V s; V grows by r itself towards the top, which makes a Krylov space, and by A⁻¹ r
 towards the bottom, where A ≈ F is the surrogate of ``modulated_convolution`` (Davidson 1975;
-Morgan & Scott 1986; Stathopoulos & Saad 1998). V begins with a few random vectors, which are what A
-is estimated from, and which bring every copy of a repeated eigenvalue into the space.
+Morgan & Scott 1986; Stathopoulos & Saad 1998). The Krylov space comes first, then the start
+vectors. Only where these do not have the bottom pairs do a few random vectors follow; A is
+estimated from them, and they bring every copy of a repeated eigenvalue into the space.
 """
 
 from __future__ import annotations
@@ -32,8 +33,14 @@ from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["Davidson"]
 
+LEAD_IN = 5
+"""Size of the Krylov space from which λmax is taken where only the bottom is wanted."""
 PROBES = 6
-"""Random vectors at the start: the fewest from which the surrogate is as good as from 16."""
+"""Random vectors: the fewest from which the surrogate is as good as from 16."""
+FITTED = 24
+"""Vectors, the last ones, that the surrogate is estimated from at the most."""
+LARGE = 2**14
+"""Length of a vector beyond which a step of the inner solve may cost as much as a product."""
 BASIS = 120
 """Default of ``basis_size``; twice as many save under 5 % of the products at the bottom."""
 BASIS_BYTES = 2**30
@@ -121,12 +128,13 @@ class Davidson(Eigensolver):
         self._space = SearchSpace(
             n, self.basis_size, dtype=self.dtype, device=self.device, eps=self.eps, floor=self.floor
         )
-        # Several top pairs come cheapest from one Krylov space, which other vectors would spoil.
-        self._krylov = self._num_top > 1 and self._num_bottom > 0
-        self._probes_left = min(probes, n)
-        # Vectors worth trying once the random ones are in: none known before that.
+        # Top pairs come cheapest from one Krylov space, which any other vector would spoil.
+        self._krylov = True
+        self._num_probes, self._probes_left = probes, 0
+        self._probed = False
+        # Vectors worth trying next, and the places in the space of all that were guessed.
         self._waiting = torch.zeros(n, 0, dtype=self.dtype, device=self.device)
-        self._atypical = (0, 0)
+        self._guessed: list[int] = []
         self._surrogate: ModulatedConvolution | None = None
         self._inner = 0
         self._refits = [size for size in REFITS if size < self.basis_size]
@@ -162,12 +170,12 @@ class Davidson(Eigensolver):
             return self._space.vectors(self._places()[told : told + self._block_size])
         n, free = self.settings.n, self.settings.n - self._space.size
         width = min(self._block_size, free)
-        if self._krylov and self._space.size > 0:
-            return self._space.fresh(self._corrections(width), self._randn)
-        if self._probes_left > 0:
-            return self._space.fresh(self._randn(n, min(width, self._probes_left)), self._randn)
+        if self._space.size == 0:
+            return self._space.fresh(self._randn(n, width), self._randn)
         if self._waiting.shape[1] > 0:
             return self._space.fresh(self._waiting[:, :width], self._randn)
+        if self._probes_left > 0:
+            return self._space.fresh(self._randn(n, min(width, self._probes_left)), self._randn)
         if self._phase == GUARDING and self._guard_spent == 0:
             return self._draw_witness()
         return self._space.fresh(self._corrections(width), self._randn)
@@ -189,7 +197,7 @@ class Davidson(Eigensolver):
         else:
             end, places = self._targets()
             values, residuals = self._space.residuals(places[:width])
-        if self.preconditioner == "none":
+        if self.preconditioner == "none" or self._krylov:
             return residuals
         if end == "bottom":
             self._refit()
@@ -199,7 +207,7 @@ class Davidson(Eigensolver):
         if not self._inner:
             return surrogate.solve(residuals) if end == "bottom" else residuals
         locked = self._space.vectors(self._end_places(end))
-        steps = INNER if end == "bottom" else 2 * INNER
+        steps = self._inner if end == "bottom" else 2 * self._inner
         return torch.cat(
             [
                 surrogate.correction(end, residuals[:, i, None], float(values[i]), locked, steps)
@@ -208,28 +216,22 @@ class Davidson(Eigensolver):
             dim=1,
         )
 
-    def _guess(self) -> None:
-        """Line up vectors worth trying: what A has at the top, then the start vectors."""
-        if not self._num_bottom:
+    def _line_up(self, vectors: Tensor | None) -> None:
+        """Put vectors worth trying next, ``(n, s)``."""
+        if vectors is None:
             return
-        guesses = []
-        if self.preconditioner == "surrogate":
-            self._refit()
-        if self._surrogate is not None:
-            # One is enough where only λmax, the measure of every residual, is to be known.
-            count = max(1, self._num_top)
-            random = self._randn(self.settings.n, 1)
-            if self._num_top < 2:
-                guesses.append(self._surrogate.extreme("top", random, count, 12 + 2 * count))
-            if self._surrogate.misfit < USABLE:
-                random = self._randn(self.settings.n, 1)
-                count = self._num_bottom
-                guesses.append(self._surrogate.extreme("bottom", random, count, 30 + 4 * count))
-        if self.start is not None:
-            guesses.append(self.start)
-        if guesses:
-            self._waiting = torch.cat(guesses, dim=1)
-            self._atypical = (self._space.size, self._space.size + self._waiting.shape[1])
+        size = self._space.size
+        self._waiting = vectors[:, : max(self.settings.n - size, 0)]
+        self._guessed += range(size, size + self._waiting.shape[1])
+
+    def _guess(self) -> None:
+        """Estimate the surrogate from the random vectors, and line up what it has at the bottom."""
+        if self.preconditioner == "none":
+            return
+        self._refit()
+        if self._surrogate is not None and self._surrogate.misfit < USABLE:
+            random, count = self._randn(self.settings.n, 1), self._num_bottom
+            self._line_up(self._surrogate.extreme("bottom", random, count, 30 + 4 * count))
 
     def _refit(self) -> None:
         size = self._space.size
@@ -239,12 +241,15 @@ class Davidson(Eigensolver):
         while self._refits and size >= self._refits[0]:
             self._refits.pop(0)
         # Vectors that were guessed tell little of how F treats all others.
-        typical = torch.ones(size, dtype=torch.bool)
-        typical[slice(*self._atypical)] = False
+        guessed = set(self._guessed)
+        last = self._num_probes if self._surrogate is None else FITTED
+        typical = [i for i in range(size) if i not in guessed][-last:]
         v, w = self._space.basis[:, typical], self._space.products[:, typical]
-        fitted = fit_surrogate(v, w, self.settings.image_shape or (self.settings.n,))
+        shape = self.settings.image_shape or (self.settings.n,)
+        fitted = fit_surrogate(v, w, shape, self._surrogate)
         if self._surrogate is None and fitted is not None:
-            self._inner = INNER if fitted.misfit < CLOSE else 0
+            steps = INNER if self.settings.n <= LARGE else INNER // 2
+            self._inner = steps if fitted.misfit < CLOSE else 0
         self._surrogate = fitted or self._surrogate
 
     # -- taking products -----------------------------------------------------------------------
@@ -259,17 +264,20 @@ class Davidson(Eigensolver):
         self._space.grow(block, products)
         self._num_products += width
         if self._krylov:
-            self._krylov = not self._top_is_found()
+            self._krylov = not self._lead_in_is_over()
+            if not self._krylov and self._num_bottom:
+                self._line_up(self.start)
+        elif self._waiting.shape[1] > 0:
+            self._waiting = self._waiting[:, width:].contiguous()
         elif self._probes_left > 0:
             self._probes_left = max(0, self._probes_left - width)
             if self._probes_left == 0:
                 self._guess()
-        elif self._waiting.shape[1] > 0:
-            self._waiting = self._waiting[:, width:].contiguous()
         elif self._phase == GUARDING:
             self._num_verification_products += width
             self._guard_spent += width
-        if self._probes_left > 0 and self._space.size < self.settings.n:
+        unready = self._krylov or self._probes_left > 0 or self._waiting.shape[1] > 0
+        if unready and self._space.size < self.settings.n:
             self._make_room()
             return
         if self._phase == GUARDING:
@@ -283,9 +291,12 @@ class Davidson(Eigensolver):
         """Leave the search when every wanted residual is under the tolerance."""
         if self._space.size < len(self.settings.wanted):
             return
-        if self._waiting.shape[1] > 0 and self._space.size < self.settings.n:
-            return
         if not self._measure():
+            if not self._probed and self._targets()[0] == "bottom":
+                # Neither the Krylov space nor the start vectors were enough.
+                self._probed, self._probes_left = True, self._num_probes
+                self._make_room()
+                return
             self._watch_progress()
             return
         if self._space.size >= self.settings.n:
@@ -315,15 +326,18 @@ class Davidson(Eigensolver):
                     return False
         return True
 
-    def _top_is_found(self) -> bool:
-        """Whether the top pairs have converged, measured while only they are sought."""
-        size = self._space.size
-        if size < len(self.settings.wanted):
-            return size >= self.settings.n
+    def _lead_in_is_over(self) -> bool:
+        """Whether the Krylov space has the top pairs; for the bottom alone, λmax roughly."""
+        size, wanted = self._space.size, len(self.settings.wanted)
+        if size >= self.settings.n:
+            return True
+        if not self._num_top:
+            return size >= LEAD_IN
+        if size < wanted:
+            return False
         _, residuals = self._space.residuals(self._places())
         self._norms = residuals.norm(dim=0).double().cpu()
-        found = float(self._norms[: self._num_top].max()) <= self._limit()
-        return found or size >= self.settings.n
+        return float(self._norms[: self._num_top].max()) <= self._limit()
 
     def _outermost_first(self) -> list[int]:
         """Wanted pairs in the order they are worked on: top inwards, then bottom inwards."""
@@ -338,10 +352,14 @@ class Davidson(Eigensolver):
     def _targets(self) -> tuple[str, list[int]]:
         """Return the end to work on and the places of its unconverged pairs, outermost first."""
         limit, size, wanted = self._limit(), self._space.size, len(self.settings.wanted)
+        if self._krylov and not self._num_top:
+            return "top", [0]
         top = [i for i in range(self._num_top) if float(self._norms[i]) > limit]
         if top:
             return "top", top
         bottom = [i for i in range(self._num_bottom) if float(self._norms[wanted - 1 - i]) > limit]
+        if not self._num_bottom:
+            return "top", [0]
         return "bottom", [size - 1 - i for i in bottom or [0]]
 
     def _places(self) -> list[int]:
@@ -490,7 +508,7 @@ class Davidson(Eigensolver):
             self._witness = (rotation.mT @ full)[:, 0]
         else:
             space.restart(kept)
-        self._refits, self._atypical = [], (0, 0)
+        self._refits, self._guessed = [], []
 
     # -- what is known -------------------------------------------------------------------------
 
@@ -569,7 +587,8 @@ class Davidson(Eigensolver):
             "probes_left": self._probes_left,
             "krylov": self._krylov,
             "waiting": self._waiting.clone(),
-            "atypical": list(self._atypical),
+            "guessed": list(self._guessed),
+            "probed": self._probed,
             "phase": self._phase,
             "norms": self._norms.clone(),
             "guard_spent": self._guard_spent,
@@ -593,7 +612,8 @@ class Davidson(Eigensolver):
         self._refits = [int(size) for size in state["refits"]]
         self._probes_left, self._waiting = int(state["probes_left"]), self._own(state["waiting"])
         self._krylov = bool(state["krylov"])
-        self._atypical = (int(state["atypical"][0]), int(state["atypical"][1]))
+        self._guessed = [int(place) for place in state["guessed"]]
+        self._probed = bool(state["probed"])
         self._phase = str(state["phase"])
         self._norms = state["norms"].double().cpu().clone()
         self._guard_spent = int(state["guard_spent"])

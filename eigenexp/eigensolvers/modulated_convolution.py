@@ -27,6 +27,7 @@ reflected borders; ``cosine``: cosines about the edges (DCT-II), those of one wi
 ``fourier``: sinusoids, those of any filter with periodic borders."""
 
 ITERATIONS = 20
+"""Of L-BFGS in the basis chosen; a quarter in each to choose, a half to improve an estimate."""
 
 
 class Transform:
@@ -257,7 +258,10 @@ def _mix(mixing: Tensor, pictures: Tensor) -> Tensor:
 
 
 def fit_surrogate(
-    vectors: Tensor, products: Tensor, image_shape: tuple[int, ...], *, iterations: int = ITERATIONS
+    vectors: Tensor,
+    products: Tensor,
+    image_shape: tuple[int, ...],
+    previous: ModulatedConvolution | None = None,
 ) -> ModulatedConvolution | None:
     """Estimate A from pairs, in the basis that explains them best.
 
@@ -268,11 +272,11 @@ def fit_surrogate(
     ----------
     vectors, products
         ``(n, p)``: V and F V; a handful of pairs is enough, their contents must span all
-        frequencies (a random vector and its Krylov vectors do).
+        frequencies (random vectors do).
     image_shape
         ``(C, H, W)``, ``(H, W)`` or ``(n,)``.
-    iterations
-        Of L-BFGS, in each basis.
+    previous
+        An estimate to improve on, in its own basis; None to compare all bases.
 
     Returns
     -------
@@ -282,19 +286,26 @@ def fit_surrogate(
     channels, height, width = _sizes(image_shape)
     z = vectors.mT.reshape(-1, channels, height, width)
     y = products.mT.reshape(z.shape)
-    # tr over the pixels of each block of channels; its eigenvectors decouple them on average.
-    coupling = torch.einsum("pihw,pjhw->ij", y, z).double()
-    mixing = torch.linalg.eigh((coupling + coupling.mT) / 2).eigenvectors.mT.to(z)
+    if previous is None:
+        # tr over the pixels of each block of channels; its eigenvectors decouple them on average.
+        coupling = torch.einsum("pihw,pjhw->ij", y, z).double()
+        mixing = torch.linalg.eigh((coupling + coupling.mT) / 2).eigenvectors.mT.to(z)
+    else:
+        mixing = previous.mixing
     z, y = _mix(mixing, z), _mix(mixing, y)
-    energy = float((z * y).sum().clamp(min=0))
     scale = float(y.norm() / z.norm())
-    if energy <= 0 or not math.isfinite(scale) or scale == 0:
+    energy = float((z * y).sum().clamp(min=0)) / scale if scale > 0 else 0.0
+    if energy <= 0 or not math.isfinite(scale):
         return None
-    fitted = [_fit(basis, z, y / scale, iterations) for basis in BASES]
-    energy /= scale
-    best = min(range(len(BASES)), key=lambda i: fitted[i][2])
-    gain, response, distance = fitted[best]
-    return ModulatedConvolution(BASES[best], gain * scale, response, mixing, distance / energy)
+    y = y / scale
+    if previous is None:
+        rough = {basis: _fit(basis, z, y, ITERATIONS // 4) for basis in BASES}
+        basis = min(BASES, key=lambda name: rough[name][2])
+        gain, response, distance = _fit(basis, z, y, ITERATIONS, rough[basis][1])
+    else:
+        basis = previous.basis
+        gain, response, distance = _fit(basis, z, y, ITERATIONS // 2, previous.response)
+    return ModulatedConvolution(basis, gain * scale, response, mixing, distance / energy)
 
 
 def _sizes(image_shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -304,7 +315,9 @@ def _sizes(image_shape: tuple[int, ...]) -> tuple[int, int, int]:
     return math.prod(channels), height, width
 
 
-def _fit(basis: str, z: Tensor, y: Tensor, iterations: int) -> tuple[Tensor, Tensor, float]:
+def _fit(
+    basis: str, z: Tensor, y: Tensor, iterations: int, start: Tensor | None = None
+) -> tuple[Tensor, Tensor, float]:
     """Return g, c and the distance; ``y`` is scaled to the size of ``z``.
 
     With u = K z and v = K⁻ᵀ y the best gain is g² = Σ v² / Σ u² at each pixel, which leaves
@@ -321,7 +334,10 @@ def _fit(basis: str, z: Tensor, y: Tensor, iterations: int) -> tuple[Tensor, Ten
         return u.square().sum(0) + tiny, v.square().sum(0) + tiny
 
     with torch.inference_mode(False), torch.enable_grad():
-        first = ((_energy(yh) + tiny) / (_energy(zh) + tiny)).log() / 4
+        if start is None:
+            first = ((_energy(yh) + tiny) / (_energy(zh) + tiny)).log() / 4
+        else:
+            first = start.log()
         logarithm = first.clone().requires_grad_(True)
         optimizer = torch.optim.LBFGS(
             [logarithm], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe"
