@@ -82,12 +82,24 @@ class JacobianOperator(Jacobian):
         check: bool = True,
         allow_zero: bool = False,
     ) -> None:
+        self._linearise(model, copy_image(image), route, chunk_size, check, allow_zero)
+
+    def _linearise(
+        self,
+        model: Model,
+        image: Tensor,
+        route: str,
+        chunk_size: int | None,
+        check: bool,
+        allow_zero: bool,
+    ) -> None:
+        """Set everything up at ``image``, which is the operator's own."""
         super().__init__()
         if route != "auto" and route not in ROUTES:
             raise InputError(f"route: expected 'auto' or one of {list(ROUTES)}, got {route!r}")
         if chunk_size is not None and chunk_size < 1:
             raise InputError(f"chunk_size: expected at least 1 column, got {chunk_size}")
-        self.image = copy_image(image)
+        self.image = image
         self.dtype = self.image.dtype
         self.device = self.image.device
         self.image_shape = tuple(self.image.shape[1:]) or (self.image.numel(),)
@@ -105,6 +117,11 @@ class JacobianOperator(Jacobian):
     def route(self) -> str:
         """Name of the route in use."""
         return self._route.name
+
+    @property
+    def width(self) -> int:
+        """Largest number of values in an intermediate result of a product; 0 where not known."""
+        return self._route.width
 
     @property
     def repeatable(self) -> bool:
