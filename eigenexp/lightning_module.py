@@ -35,9 +35,9 @@ from eigenexp.images import Picture
 from eigenexp.operators import FisherOperator
 from eigenexp.spectrum import Spectrum
 
-__all__ = ["EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
+__all__ = ["PRECISIONS", "EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
 
-_PRECISIONS = ("32-true", "64-true", "32", "64")
+PRECISIONS = ("32-true", "64-true", "32", "64")
 
 
 class ProbeSteps:
@@ -240,7 +240,7 @@ class EigendistortionModule(L.LightningModule):
         if stage != "fit":
             raise InputError(f"EigendistortionModule: expected trainer.fit, got trainer.{stage}")
         precision = str(trainer.precision)
-        if precision not in _PRECISIONS:
+        if precision not in PRECISIONS:
             raise InputError(
                 f"precision: expected '32-true' or '64-true', got {precision!r}; the solver needs "
                 "products at full precision"

@@ -157,6 +157,10 @@ class BatchedFisherOperator:
         """Columns of F·V computed so far over all pictures; all-zero columns are not counted."""
         return self._num_products
 
+    def at(self, place: int) -> _AtPicture:
+        """Return F at one picture, as solvers take it."""
+        return _AtPicture(self, place)
+
     def apply(
         self, blocks: Mapping[int, Tensor], request: str = "fisher"
     ) -> dict[int, tuple[Tensor, Tensor | None]]:
@@ -188,6 +192,19 @@ class BatchedFisherOperator:
         if request == "fisher":
             self._num_products += sum(int(count_columns(block)) for block in blocks.values())
         return results
+
+
+class _AtPicture:
+    """F at one picture of a batch: what a solver's maker wants to know of it, and its products."""
+
+    def __init__(self, batch: BatchedFisherOperator, place: int) -> None:
+        self._batch, self._place = batch, place
+        self.shape, self.image_shape = batch.shape, batch.image_shape
+        self.dtype, self.device, self.rank_bound = batch.dtype, batch.device, batch.rank_bound
+        self.start: Tensor | None = batch.starts[place]
+
+    def apply(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._batch.apply({self._place: vectors})[self._place]
 
 
 def _product(operator: FisherOperator, block: Tensor, request: str) -> tuple[Tensor, Tensor | None]:
@@ -227,27 +244,28 @@ class _Stack(JacobianOperator):
         """Return what :meth:`BatchedFisherOperator.apply` does."""
         length = self.shape[0 if request == "adjoint" else 1] // self._count
         checked = {i: self._block(block, length, "block") for i, block in blocks.items()}
-        width = max(block.shape[1] for block in checked.values())
-        stacked = torch.zeros(self._count, length, width, dtype=self.dtype, device=self.device)
-        for place, block in checked.items():
-            stacked[place, :, : block.shape[1]] = block
-        stacked = stacked.reshape(-1, width)
-        responses: Tensor | None = None
+        columns: dict[int, list[tuple[Tensor, Tensor | None]]] = {i: [] for i in checked}
+        # Column by column: how wide the other pictures' blocks are then touches no picture's bits.
+        for j in range(max(block.shape[1] for block in checked.values())):
+            width = [i for i, block in checked.items() if j < block.shape[1]]
+            stacked = torch.zeros(self._count, length, dtype=self.dtype, device=self.device)
+            for i in width:
+                stacked[i] = checked[i][:, j]
+            for i, column in zip(width, self._column(stacked, request, width), strict=True):
+                columns[i].append(column)
+        return {i: _side_by_side(parts) for i, parts in columns.items()}
+
+    def _column(
+        self, stacked: Tensor, request: str, places: list[int]
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Return products (and responses) ``(size, 1)`` for one column at each picture."""
+        column = stacked.reshape(-1, 1)
         if request == "fisher":
-            products, responses = self._products(stacked)
-            responses = responses.reshape(self._count, -1, width)
-        elif request == "jacobian":
-            products = self._matmat(stacked)
-        else:
-            products = self._rmatmat(stacked)
-        products = products.reshape(self._count, -1, width)
-        return {
-            i: (
-                products[i, :, : block.shape[1]].contiguous(),
-                None if responses is None else responses[i, :, : block.shape[1]].contiguous(),
-            )
-            for i, block in checked.items()
-        }
+            products, responses = self._products(column)
+            rows = responses.reshape(self._count, -1, 1)
+            return [(products.reshape(self._count, -1, 1)[i], rows[i]) for i in places]
+        product = self._matmat(column) if request == "jacobian" else self._rmatmat(column)
+        return [(product.reshape(self._count, -1, 1)[i], None) for i in places]
 
     def _draw(self, like: Tensor, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -301,6 +319,15 @@ class _Stack(JacobianOperator):
                 leaked = pushed[~chosen].norm()
                 if bool(leaked > self._slack * pushed.norm()):
                     raise _influence(int((~chosen).nonzero()[0]))
+
+
+def _side_by_side(
+    parts: list[tuple[Tensor, Tensor | None]],
+) -> tuple[Tensor, Tensor | None]:
+    """Join columns; copied, so that no result shares memory with another picture's."""
+    responses = [response for _, response in parts if response is not None]
+    joined = torch.cat([product for product, _ in parts], dim=1)
+    return joined, torch.cat(responses, dim=1) if responses else None
 
 
 def _close(first: Tensor, second: Tensor, slack: float) -> bool:
