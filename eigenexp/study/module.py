@@ -23,11 +23,14 @@ from eigenexp.operators.batched import pictures_at_once
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
 from eigenexp.study.folder import StudyFolder
-from eigenexp.study.ranks import Heartbeat
+from eigenexp.study.ranks import RankLostError, agree
 from eigenexp.study.sources import PictureSource, picture_sources
 from eigenexp.study.table import table_rows, write_tables
 
 __all__ = ["StudyModule"]
+
+# What one step takes at least under several processes: they meet once a step.
+_SLICE_SECONDS = 1.0
 
 
 class StudyModule(L.LightningModule):
@@ -121,7 +124,6 @@ class StudyModule(L.LightningModule):
         self._figures = figures
         self.run_metadata: dict[str, Any] = {}
         self.force_resume = False
-        self.heartbeat: Heartbeat | None = None
         self.cohort: Cohort | None = None
         self._index = -1
         self._plan: dict[str, Any] = {}
@@ -196,9 +198,6 @@ class StudyModule(L.LightningModule):
         self._unclaimed = [
             i for i, positions in enumerate(self._cohorts) if any(p not in done for p in positions)
         ]
-        if trainer.world_size > 1:
-            self.heartbeat = Heartbeat(trainer.global_rank, trainer.world_size)
-            self.heartbeat.start()
 
     def _make_plan(self, dtype: torch.dtype, device: torch.device) -> None:
         """Decide what all processes go by, or check the plan of a study that goes on."""
@@ -299,16 +298,18 @@ class StudyModule(L.LightningModule):
         self._saved_at = time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Take up the next pictures; end when none is left anywhere."""
-        if self.heartbeat is not None:
-            self.heartbeat.check()
-        if self.cohort is not None and self.cohort.done:
-            self.folder.drop_cohort(self._index)
-            self.cohort = None
-        if self.cohort is None and not self._claim():
+        """End where nothing is left to begin with."""
+        if self.trainer.world_size == 1 and not self._has_work():
             self.trainer.should_stop = True
             return -1
         return None
+
+    def _has_work(self) -> bool:
+        """Take up the next pictures where those at hand are done."""
+        if self.cohort is not None and self.cohort.done:
+            self.folder.drop_cohort(self._index)
+            self.cohort = None
+        return self.cohort is not None or self._claim()
 
     def _claim(self) -> bool:
         while self._unclaimed:
@@ -330,14 +331,40 @@ class StudyModule(L.LightningModule):
         return False
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Give every picture at work one product; keep those that are finished by it."""
+        """Give every picture at work one product; keep those that are finished by it.
+
+        Under several processes, which Lightning holds at the same step, a step is as many turns as
+        fit in a second or more, so that processes hardly wait for each other.
+        """
+        until = time.monotonic() + (_SLICE_SECONDS if self.trainer.world_size > 1 else 0.0)
+        while self._has_work():
+            self._turn()
+            if time.monotonic() >= until:
+                break
+        cast("Any", self.optimizers()).step()
+
+    def _turn(self) -> None:
         if self.cohort is None:
-            raise RuntimeError("training_step: expected a cohort at work")
+            raise RuntimeError("turn: expected a cohort at work")
         for picture in self.cohort.turn():
             self._keep(picture)
         if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
             self._save()
-        cast("Any", self.optimizers()).step()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop all processes together, once none has anything left to do."""
+        try:
+            over = agree(
+                self.trainer,
+                not self._has_work(),
+                all_ranks=True,
+                advice="finished pictures are kept: fit again with the same folder to go on",
+            )
+        except RankLostError:
+            self._save()
+            raise
+        if over:
+            self.trainer.should_stop = True
 
     def _keep(self, finished: Finished) -> None:
         """Write a finished picture's files; an error of one picture stops no other."""
@@ -391,10 +418,9 @@ class StudyModule(L.LightningModule):
         self._save()
 
     def on_train_end(self) -> None:
-        """Save what is in progress, wait for the other processes, write the tables."""
+        """Save what is in progress; write the tables."""
         self._save()
-        if self.heartbeat is not None:
-            self.heartbeat.finish()
+        agree(self.trainer, True, all_ranks=True, advice="fit again with the same folder")
         if self.trainer.is_global_zero:
             write_tables(self.folder.path, table_rows(self.folder.records()))
 
