@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AtomicCheckpointIO": "eigenexp.checkpoints",
+    "BatchedFisherOperator": "eigenexp.operators",
     "ConvergenceLogging": "eigenexp.callbacks",
     "ConvergenceStopping": "eigenexp.callbacks",
     "DenseOperator": "eigenexp.operators",
@@ -30,6 +31,7 @@ _HOMES = {
     "SolverProgressBar": "eigenexp.callbacks",
     "Spectrum": "eigenexp.spectrum",
     "StopReason": "eigenexp.spectrum",
+    "StudyModule": "eigenexp.study",
     "examine_saved_synthesis": "eigenexp.eigendistortion",
     "load_picture": "eigenexp.images",
     "remove_grad": "eigenexp.eigendistortion",
@@ -38,7 +40,7 @@ _HOMES = {
     "validate_image": "eigenexp.eigendistortion",
     "validate_model": "eigenexp.eigendistortion",
 }
-_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "tracking")
+_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "study", "tracking")
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 

@@ -51,7 +51,10 @@ def build_picture(config: Mapping[str, Any]) -> Picture:
     """Load the picture in the precision of the trainer."""
     precision = str(config["trainer"]["precision"])
     dtype = torch.float64 if precision.startswith("64") else torch.float32
-    return load_picture(**config["image"], dtype=dtype)
+    options = {key: value for key, value in config["image"].items() if key != "path"}
+    if options["source"] is None:
+        raise ConfigError("image.source: expected a picture's name or file, got none")
+    return load_picture(**options, dtype=dtype)
 
 
 def check_trusted(model: Mapping[str, Any]) -> None:
@@ -179,9 +182,15 @@ def build_callbacks(
 
 
 def build_trainer(
-    config: Mapping[str, Any], loggers: list[Logger], callbacks: list[L.Callback]
+    config: Mapping[str, Any],
+    loggers: list[Logger],
+    callbacks: list[L.Callback],
+    *,
+    checkpointing: bool = True,
 ) -> L.Trainer:
     """Return ``lightning.Trainer`` with the configured arguments.
+
+    ``checkpointing`` is off where the callbacks hold none of Lightning's kind.
 
     Raises
     ------
@@ -198,7 +207,7 @@ def build_trainer(
             default_root_dir=config["root"],
             enable_model_summary=False,
             # Ours is in the list; Lightning refuses to hear of a switched-off one beside it.
-            enable_checkpointing=True,
+            enable_checkpointing=checkpointing,
             num_sanity_val_steps=0,
         )
     except (

@@ -30,6 +30,7 @@ from eigenexp.errors import CheckpointError
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.runs import RunFolder, find_run, open_root
 from eigenexp.spectrum import Spectrum, StopReason
+from eigenexp.study.running import StudyResult, fit_study, is_study, study_summary
 from eigenexp.tracking import MLflowLogger
 
 __all__ = ["RunResult", "fit", "resume", "summary"]
@@ -69,7 +70,7 @@ def fit(
     checkpoint: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = print,
-) -> RunResult:
+) -> RunResult | StudyResult:
     """Run the configured solve, tracked and resumable.
 
     Parameters
@@ -90,6 +91,12 @@ def fit(
     root = open_root(settings["root"])
     settings["root"] = str(root)
     _set_threads(settings["threads"])
+    if is_study(settings):
+
+        def parent(title: str) -> MLflowLogger | None:
+            return _mlflow_logger(settings, root, run, title)
+
+        return fit_study(settings, root=root, mlflow_logger=parent, run=run, force=force, say=say)
     picture = build_picture(settings)
     model = build_model(settings["model"])
     module = build_module(settings, model, picture)
@@ -137,7 +144,7 @@ def resume(
     force: bool = False,
     trust: bool = False,
     say: Callable[[str], None] = print,
-) -> RunResult:
+) -> RunResult | StudyResult:
     """Continue a run in its own place, ending as it would have without the break.
 
     Parameters
@@ -159,6 +166,15 @@ def resume(
         When there is no such run or checkpoint, or it does not fit.
     """
     run = find_run(name, root)
+    record = run.read_record()
+    if record.get("study"):
+        config = plain_config(
+            override_config({**record["config"], "root": str(run.root)}, overrides)
+        )
+        if not trust:
+            check_trusted(config["model"])
+        say(f"resuming {run.results}")
+        return fit(config, run=run, force=force, say=say)
     given = Path(name)
     checkpoint = find_checkpoint(given if given.is_file() else run.checkpoints)
     saved = load_metadata(checkpoint).get("config")
@@ -244,8 +260,10 @@ def _stop_reason(trainer: Any, module: EigendistortionModule, status: str) -> st
 # -- what a person reads ---------------------------------------------------------------------------
 
 
-def summary(result: RunResult) -> list[str]:
+def summary(result: RunResult | StudyResult) -> list[str]:
     """Return the closing lines of a run."""
+    if isinstance(result, StudyResult):
+        return study_summary(result)
     lines = ["", str(result.spectrum), ""]
     if "distortions.png" in result.paths:
         lines.append(f"picture:   {result.paths['distortions.png']}")

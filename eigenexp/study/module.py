@@ -107,7 +107,8 @@ class StudyModule(L.LightningModule):
         # Lightning's strategies want something to train; it counts the turns.
         self.turns = nn.Parameter(torch.zeros(()))
         self._held = (model,)
-        self._pictures = pictures
+        # What :func:`picture_sources` takes.
+        self.pictures = pictures
         self.folder = StudyFolder(folder)
         self._settings: dict[str, Any] = {
             "method": method,
@@ -169,8 +170,10 @@ class StudyModule(L.LightningModule):
         device = trainer.strategy.root_device
         if isinstance(self.model, nn.Module):
             self.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
+        # All processes work where the first one does.
+        self.folder = StudyFolder(trainer.strategy.broadcast(str(self.folder.path)))
         options = {"channels": "keep", **self._image_options, "dtype": dtype}
-        self._sources = picture_sources(self._pictures, **options)
+        self._sources = picture_sources(self.pictures, **options)
         session, problem = "", ""
         if trainer.is_global_zero:
             session = uuid.uuid4().hex[:12]

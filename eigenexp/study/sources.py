@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import ImageError, InputError, InputTypeError
-from eigenexp.images import Picture, load_picture
+from eigenexp.images import Picture, bundled_pictures, load_picture
 
 __all__ = ["SUFFIXES", "PictureSource", "find_pictures", "picture_sources"]
 
@@ -79,7 +79,10 @@ def find_pictures(path: str | Path | Sequence[str | Path]) -> list[str]:
 def _expand(part: Any) -> list[str]:
     if not isinstance(part, (str, Path)) or not str(part).strip():
         raise InputTypeError(f"image.path: expected paths or names, got {part!r}")
-    text = str(Path(str(part)).expanduser()) if not isinstance(part, Path) else str(part)
+    if isinstance(part, str) and part in bundled_pictures():
+        return [part]
+    # Absolute, so that a study goes on from any folder.
+    text = str(Path(str(part)).expanduser().absolute())
     folder = Path(text)
     if folder.is_dir():
         files = [p for p in folder.iterdir() if p.is_file() and _is_picture(p)]
