@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AtomicCheckpointIO": "eigenexp.checkpoints",
+    "AverageFisherOperator": "eigenexp.operators",
+    "AverageModule": "eigenexp.study",
     "BatchedFisherOperator": "eigenexp.operators",
     "ConvergenceLogging": "eigenexp.callbacks",
     "ConvergenceStopping": "eigenexp.callbacks",

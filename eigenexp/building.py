@@ -26,6 +26,7 @@ from eigenexp.errors import ConfigError, EigenexpError
 from eigenexp.images import Picture, load_picture
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.models import LayerOutput
+from eigenexp.study.average import AverageModule
 
 __all__ = [
     "TRUSTED_PACKAGES",
@@ -138,11 +139,35 @@ def _locate(target: str) -> Any:
     )
 
 
-def build_module(config: Mapping[str, Any], model: Any, picture: Picture) -> EigendistortionModule:
-    """Return the Lightning module with the configured solver."""
-    module = EigendistortionModule(model, picture, **config["solver"])
+def build_module(config: Mapping[str, Any], model: Any) -> tuple[EigendistortionModule, Picture]:
+    """Return the Lightning module with the configured solver, and the picture it is solved at.
+
+    With ``parallel=average`` that is the mean of the pictures.
+
+    Raises
+    ------
+    ConfigError
+        When ``parallel`` does not fit the pictures.
+    """
+    parallel, many = config["parallel"], config["image"]["path"] is not None
+    allowed = ("pictures", "average") if many else ("columns",)
+    if parallel is not None and parallel not in allowed:
+        raise ConfigError(
+            f"parallel: expected {' or '.join(allowed)} for "
+            f"{'many pictures' if many else 'one picture'}, got {parallel!r}"
+        )
+    if parallel == "average":
+        options = {k: v for k, v in config["image"].items() if k not in ("path", "source")}
+        average = AverageModule(
+            model, config["image"]["path"], image_options=options, **config["solver"]
+        )
+        picture = average.mean_picture()
+        module: EigendistortionModule = average
+    else:
+        picture = build_picture(config)
+        module = EigendistortionModule(model, picture, parallel=parallel, **config["solver"])
     module.run_metadata["config"] = dict(config)
-    return module
+    return module, picture
 
 
 def build_loggers(config: Mapping[str, Any], run_id: str, mlflow: Logger | None) -> list[Logger]:

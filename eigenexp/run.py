@@ -19,7 +19,6 @@ from eigenexp.building import (
     build_loggers,
     build_model,
     build_module,
-    build_picture,
     build_trainer,
     check_trusted,
 )
@@ -28,6 +27,7 @@ from eigenexp.checkpoints import find_checkpoint, load_metadata
 from eigenexp.config import override_config, plain_config
 from eigenexp.errors import CheckpointError
 from eigenexp.lightning_module import EigendistortionModule
+from eigenexp.ranks import is_first_rank
 from eigenexp.runs import RunFolder, find_run, open_root
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.study.running import StudyResult, fit_study, is_study, study_summary
@@ -97,22 +97,24 @@ def fit(
             return _mlflow_logger(settings, root, run, title)
 
         return fit_study(settings, root=root, mlflow_logger=parent, run=run, force=force, say=say)
-    picture = build_picture(settings)
     model = build_model(settings["model"])
-    module = build_module(settings, model, picture)
+    module, picture = build_module(settings, model)
     module.force_resume = force
 
     title = f"{_model_name(settings)} at {picture.name}"
     mlflow = _mlflow_logger(settings, root, run, title)
     run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
     folder = RunFolder(root, run_id)
-    folder.write_record(config=settings, status="RUNNING", picture=picture.record, title=title)
+    is_first = is_first_rank()
+    if is_first:
+        folder.write_record(config=settings, status="RUNNING", picture=picture.record, title=title)
     module.run_metadata["run_id"] = run_id
     loggers = build_loggers(settings, run_id, mlflow)
     results = ResultFiles(folder.results, title=title)
     callbacks = build_callbacks(settings, folder.checkpoints, results)
     trainer = build_trainer(settings, loggers, callbacks)
-    say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
+    if is_first:
+        say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
     status = "FAILED"
     try:
         for logger in loggers:
@@ -125,7 +127,8 @@ def fit(
         raise
     finally:
         reason = _stop_reason(trainer, module, status)
-        folder.write_record(status=status, stop_reason=reason)
+        if is_first:
+            folder.write_record(status=status, stop_reason=reason)
         if mlflow is not None:
             mlflow.log_tags({"stop_reason": reason})
             mlflow.set_status(status)
@@ -262,6 +265,8 @@ def _stop_reason(trainer: Any, module: EigendistortionModule, status: str) -> st
 
 def summary(result: RunResult | StudyResult) -> list[str]:
     """Return the closing lines of a run."""
+    if not is_first_rank():
+        return []
     if isinstance(result, StudyResult):
         return study_summary(result)
     lines = ["", str(result.spectrum), ""]

@@ -87,6 +87,11 @@ class FisherOperator(Fisher):
         return self.jacobian.route
 
     @property
+    def num_responses(self) -> int:
+        """m, the number of response values."""
+        return self.jacobian.shape[0]
+
+    @property
     def start(self) -> Tensor:
         """``(n, s)``: the picture and the constant image, flattened.
 

@@ -4,12 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eigenexp.study.average import AverageModule
     from eigenexp.study.cohort import Cohort, cohorts
     from eigenexp.study.folder import StudyFolder
     from eigenexp.study.module import StudyModule
     from eigenexp.study.sources import PictureSource, find_pictures, picture_sources
 
 _HOMES = {
+    "AverageModule": "average",
     "Cohort": "cohort",
     "PictureSource": "sources",
     "StudyFolder": "folder",
@@ -20,6 +22,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AverageModule",
     "Cohort",
     "PictureSource",
     "StudyFolder",

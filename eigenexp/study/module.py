@@ -20,10 +20,10 @@ from eigenexp.images import Picture
 from eigenexp.lightning_module import PRECISIONS, ProbeSteps
 from eigenexp.operators import BatchedFisherOperator, FisherOperator
 from eigenexp.operators.batched import pictures_at_once
+from eigenexp.ranks import RankLostError, agree
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
 from eigenexp.study.folder import StudyFolder
-from eigenexp.study.ranks import RankLostError, agree
 from eigenexp.study.sources import PictureSource, picture_sources
 from eigenexp.study.table import table_rows, write_tables
 

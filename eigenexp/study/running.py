@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
 
 from eigenexp.building import build_loggers, build_model, build_trainer
 from eigenexp.callbacks import GracefulStop
 from eigenexp.config import TrainerConfig
-from eigenexp.errors import ConfigError
+from eigenexp.ranks import is_first_rank
 from eigenexp.runs import RunFolder
 from eigenexp.study.module import StudyModule
 from eigenexp.study.progress import StudyLogging, StudyProgressBar
@@ -43,8 +42,6 @@ class StudyResult:
         The records of the finished pictures by position.
     num_pictures
         Of the whole study.
-    is_first
-        Whether this is the process that speaks for all.
     """
 
     run_id: str
@@ -53,12 +50,12 @@ class StudyResult:
     folder: Path
     records: Mapping[int, Mapping[str, Any]]
     num_pictures: int
-    is_first: bool = True
 
 
 def is_study(settings: Mapping[str, Any]) -> bool:
     """Whether a configuration names many pictures, each of which is a problem of its own."""
-    return settings["image"].get("path") is not None
+    many = settings["image"]["path"] is not None
+    return many and settings["parallel"] in (None, "pictures")
 
 
 def fit_study(
@@ -92,12 +89,7 @@ def fit_study(
     EigenexpError
         One line that says what to change.
     """
-    if settings["parallel"] not in (None, "pictures"):
-        raise ConfigError(
-            f"parallel: expected 'pictures' for pictures solved each for itself, got "
-            f"{settings['parallel']!r}"
-        )
-    is_first = getattr(rank_zero_only, "rank", 0) == 0
+    is_first = is_first_rank()
     model = build_model(settings["model"])
     name = str(settings["model"]["_target_"]).rpartition(".")[2]
     title = f"{name} at {_short(settings['image']['path'])}"
@@ -139,7 +131,7 @@ def fit_study(
             _close(place, status, len(records), module.num_pictures, mlflow, children)
     failed = any(record["status"] == "failed" for record in records.values())
     code = stop.exit_code or int(failed)
-    return StudyResult(run_id, status, code, place.results, records, module.num_pictures, is_first)
+    return StudyResult(run_id, status, code, place.results, records, module.num_pictures)
 
 
 def _build_module(settings: Mapping[str, Any], model: Any, place: RunFolder) -> StudyModule:
@@ -222,8 +214,6 @@ def _failure(record: Mapping[str, Any]) -> str:
 
 def study_summary(result: StudyResult) -> list[str]:
     """Return the closing lines of a study."""
-    if not result.is_first:
-        return []
     records = list(result.records.values())
     solved = [record for record in records if record["status"] != "failed"]
     failed = [record for record in records if record["status"] == "failed"]

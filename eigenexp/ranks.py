@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
 
 from eigenexp.errors import EigenexpError
 
-__all__ = ["RankLostError", "agree", "together"]
+__all__ = ["RankLostError", "agree", "is_first_rank", "together"]
 
 T = TypeVar("T")
+
+# How the back ends of torch.distributed say it; they raise plain RuntimeErrors.
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|timed out waiting", re.I)
 
 
 class RankLostError(EigenexpError, RuntimeError):
     """Another process of the run died or does not answer."""
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all, known also before they have met."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def together(trainer: L.Trainer, exchange: Callable[[], T], advice: str) -> T:
@@ -29,12 +39,12 @@ def together(trainer: L.Trainer, exchange: Callable[[], T], advice: str) -> T:
     try:
         return exchange()
     except RuntimeError as error:
-        if trainer.world_size == 1:
+        text = " ".join(str(error).split())
+        if trainer.world_size == 1 or not _LOST.search(text):
             raise
-        text = " ".join(str(error).split())[:150]
         raise RankLostError(
             f"rank {trainer.global_rank}: expected {trainer.world_size} processes at work, lost "
-            f"one ({text}); {advice}"
+            f"one ({text[:150]}); {advice}"
         ) from error
 
 

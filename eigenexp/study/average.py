@@ -1,0 +1,135 @@
+"""Universal distortions: one solve for the mean of F over many pictures, shared by processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eigenexp.errors import ImageError, InputError
+from eigenexp.images import Picture
+from eigenexp.lightning_module import EigendistortionModule
+from eigenexp.operators import AverageFisherOperator
+from eigenexp.study.sources import picture_sources
+
+__all__ = ["AverageModule"]
+
+
+class AverageModule(EigendistortionModule):
+    """Eigendistortions of F̄ = 1/P Σ JᵢᵀJᵢ: those the model feels most and least at all pictures.
+
+    The loss of a step is −½ mean ‖Jᵢ V‖², its gradient −F̄ V. Processes (``Trainer(devices=N,
+    strategy="ddp")``) take a share of the pictures each and DDP's mean of gradients is F̄ V; with
+    ``accumulate_grad_batches=A`` a process takes its share in A parts. Both equal one process to
+    rounding.
+
+    Parameters
+    ----------
+    model
+        As for :class:`~eigenexp.EigendistortionModule`.
+    pictures
+        As for :class:`~eigenexp.StudyModule`; all of one shape.
+    keep
+        Pictures that each process keeps linearised, see
+        :class:`~eigenexp.operators.AverageFisherOperator`.
+    image_options
+        ``crop``, ``resize``, ``channels``, ``value_range`` of :func:`~eigenexp.load_picture`.
+    settings
+        ``method``, ``k``, ``which``, ``tol``, ``seed``, ``max_products``, ``route`` and options of
+        the method. A product of F̄ is counted as one, and costs P.
+
+    Raises
+    ------
+    ImageError
+        When the pictures are of several shapes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Any],
+        pictures: Any,
+        *,
+        keep: int | None = None,
+        image_options: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        options = {"channels": "keep", **(image_options or {}), "dtype": torch.float64}
+        loaded = [source.load() for source in picture_sources(pictures, **options)]
+        shapes = sorted({tuple(picture.tensor.shape) for picture in loaded})
+        if len(shapes) > 1:
+            raise ImageError(
+                f"pictures: expected pictures of one shape for their mean, got {shapes[:4]}; crop "
+                "or resize them to one"
+            )
+        self._hashes = [str(picture.record["sha256"]) for picture in loaded]
+        self._tensors = [picture.tensor for picture in loaded]
+        self._keep = keep
+        super().__init__(model, _mean(loaded).float(), **settings)
+        if "parallel" in settings and settings["parallel"] is not None:
+            raise InputError("parallel: expected none for a mean: its pictures are shared out")
+
+    @property
+    def num_pictures(self) -> int:
+        """P."""
+        return len(self._tensors)
+
+    def mean_picture(self) -> Picture:
+        """Return the mean of the pictures, for titles and records."""
+        return Picture(self._image, f"{self.num_pictures} pictures", self._picture_record())
+
+    def _make_operator(self, route: str) -> AverageFisherOperator:
+        like = self._image
+        images = [tensor.to(like) for tensor in self._tensors]
+        own = self._share(0, 1)
+        if not own:
+            raise InputError(
+                f"devices: expected at most one process a picture ({len(images)}), got "
+                f"{self.trainer.world_size}"
+            )
+        return AverageFisherOperator(self.model, images, keep=self._keep, route=route)
+
+    def _share(self, part: int, parts: int) -> list[int]:
+        """Return the pictures of this process, or of one part of them."""
+        trainer = self.trainer
+        own = range(trainer.global_rank, len(self._tensors), trainer.world_size)
+        return list(own)[part::parts]
+
+    def _multiply(self, probe: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this process's part of F̄ V, scaled so that the mean of all parts is F̄ V."""
+        operator, trainer = self.operator, self.trainer
+        parts = trainer.accumulate_grad_batches
+        if parts == 1 and not self._is_distributed:
+            return super()._multiply(probe)
+        if self.solver.request != "fisher":
+            raise InputError(
+                f"method: expected one that asks for products of F alone, got {self.solver.name} "
+                f"asking for {self.solver.request!r}"
+            )
+        if not isinstance(operator, AverageFisherOperator):
+            raise TypeError("operator: expected an AverageFisherOperator")
+        indices = self._share(self._part, parts)
+        products = operator.part(probe, indices) * (trainer.world_size * parts)
+        # −½ ⟨V, F̄ V⟩ is this part's −½ mean ‖Jᵢ V‖².
+        return products, (probe * products).sum()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return −½ mean ‖Jᵢ V‖² over a part of the pictures; its gradient is a part of −F̄ V."""
+        self._part = batch_idx % self.trainer.accumulate_grad_batches
+        return super().training_step(batch, batch_idx)
+
+    _part = 0
+
+    def _picture_record(self) -> dict[str, Any]:
+        together = hashlib.sha256("\n".join(self._hashes).encode()).hexdigest()
+        return {
+            "sha256": together,
+            "shape": list(self._image.shape),
+            "num_pictures": len(self._hashes),
+        }
+
+
+def _mean(pictures: list[Picture]) -> Tensor:
+    return torch.stack([picture.tensor for picture in pictures]).mean(0)
