@@ -54,7 +54,10 @@ def build_picture(config: Mapping[str, Any]) -> Picture:
     dtype = torch.float64 if precision.startswith("64") else torch.float32
     options = {key: value for key, value in config["image"].items() if key != "path"}
     if options["source"] is None:
-        raise ConfigError("image.source: expected a picture's name or file, got none")
+        raise ConfigError(
+            "image: expected image.source=… (a picture's name or file), or image.path=… for many "
+            "(a folder, a glob, a list), got neither"
+        )
     return load_picture(**options, dtype=dtype)
 
 

@@ -136,7 +136,9 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below says it, pair by pair
         spectrum = module.spectrum()
-    return RunResult(run_id, status, stop.exit_code, spectrum, results.paths)
+    # Lightning kills a run of which a process ends with another code than 0: the first one tells.
+    code = stop.exit_code if is_first else 0
+    return RunResult(run_id, status, code, spectrum, results.paths)
 
 
 def resume(

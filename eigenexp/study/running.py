@@ -130,7 +130,8 @@ def fit_study(
         if is_first:
             _close(place, status, len(records), module.num_pictures, mlflow, children)
     failed = any(record["status"] == "failed" for record in records.values())
-    code = stop.exit_code or int(failed)
+    # Lightning kills a run of which a process ends with another code than 0: the first one tells.
+    code = (stop.exit_code or int(failed)) if is_first else 0
     return StudyResult(run_id, status, code, place.results, records, module.num_pictures)
 
 
