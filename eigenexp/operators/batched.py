@@ -125,7 +125,9 @@ class BatchedFisherOperator:
                     raise
                 self.refusal = str(error)
         if self._stack is None:
-            self._apart = [FisherOperator(model, c, route=route, check=check) for c in copies]
+            # What could not be stacked is looked at closely, picture by picture.
+            close = check or bool(self.refusal)
+            self._apart = [FisherOperator(model, c, route=route, check=close) for c in copies]
         n = copies[0].numel()
         m = len(self.responses[0])
         self.shape = (n, n)

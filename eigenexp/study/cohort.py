@@ -308,7 +308,7 @@ class Cohort:
     def _build(self, places: Sequence[_Place]) -> BatchedFisherOperator:
         images = [place.picture.tensor.to(self._settings.device) for place in places]
         # A stack was checked when the study was planned; a picture alone is checked each time.
-        check = self._settings.batch_size == 1
+        check = len(images) == 1
         return BatchedFisherOperator(self._model, images, route=self._settings.route, check=check)
 
     def _let_go(self) -> None:

@@ -36,7 +36,8 @@ def model() -> Small:
 def pictures() -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [
-        torch.rand(1, 1, 6, 6, generator=generator, dtype=torch.float64) ** (1 + i) for i in range(7)
+        torch.rand(1, 1, 6, 6, generator=generator, dtype=torch.float64) ** (1 + i)
+        for i in range(7)
     ]
 
 

@@ -21,7 +21,8 @@ def test_products_are_those_of_each_picture_alone(
     assert batch.one_pass is one_pass
     generator = torch.Generator().manual_seed(3)
     blocks = {
-        i: torch.randn(36, 1 + i % 3, generator=generator, dtype=torch.float64) for i in (0, 2, 3, 6)
+        i: torch.randn(36, 1 + i % 3, generator=generator, dtype=torch.float64)
+        for i in (0, 2, 3, 6)
     }
     results = batch.apply(blocks)
     assert set(results) == {0, 2, 3, 6}
