@@ -94,6 +94,16 @@ class RandomizedSVDConfig(SolverConfig):
     verification_products: int = 10
 
 
+class StochasticConfig(SolverConfig):
+    """Stochastic iteration for ``parallel=average``; ``sample`` pictures a step."""
+
+    method: str = "stochastic"
+    which: str = "top"
+    tol: float = 1e-2
+    sample: int = 4
+    step: float = 1.0
+
+
 @dataclass
 class TrainerConfig:
     """Arguments of ``lightning.Trainer``."""
@@ -174,6 +184,7 @@ _SOLVERS: dict[str, type[SolverConfig]] = {
     "lanczos": LanczosConfig,
     "exact": ExactConfig,
     "randomized_svd": RandomizedSVDConfig,
+    "stochastic": StochasticConfig,
 }
 _SCHEMAS = (
     (None, "schema_fit", FitConfig),

@@ -275,7 +275,7 @@ class EigendistortionModule(L.LightningModule):
         self._image = self._image.to(device=device, dtype=dtype)
         self._operator = self._make_operator(self._route)
         state = None if solver is None else solver.state_dict()
-        self._solver = make_solver(self._operator, **self._settings)
+        self._solver = self._make_solver(self._operator)
         if state is not None:
             self._solver.load_state_dict(state)
         self._set_probe()
@@ -283,6 +283,10 @@ class EigendistortionModule(L.LightningModule):
     def _make_operator(self, route: str) -> ModuleOperator:
         """Return the operator whose eigenpairs are sought."""
         return FisherOperator(self.model, self._image, route=route)
+
+    def _make_solver(self, operator: ModuleOperator) -> Eigensolver:
+        """Return the solver of the settings."""
+        return make_solver(operator, **self._settings)
 
     def _set_probe(self) -> None:
         """Put the solver's next block into the parameter; pad to a fixed width under DDP."""

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigenexp.eigensolvers import Eigensolver
 from eigenexp.errors import ImageError, InputError
 from eigenexp.images import Picture
-from eigenexp.lightning_module import EigendistortionModule
+from eigenexp.lightning_module import EigendistortionModule, ModuleOperator
 from eigenexp.operators import AverageFisherOperator
 from eigenexp.study.sources import picture_sources
+from eigenexp.study.stochastic import StochasticPower
 
 __all__ = ["AverageModule"]
 
@@ -38,8 +40,9 @@ class AverageModule(EigendistortionModule):
     image_options
         ``crop``, ``resize``, ``channels``, ``value_range`` of :func:`~eigenexp.load_picture`.
     settings
-        ``method``, ``k``, ``which``, ``tol``, ``seed``, ``max_products``, ``route`` and options of
-        the method. A product of F̄ is counted as one, and costs P.
+        ``method`` (also ``"stochastic"``, see :mod:`eigenexp.study.stochastic`), ``k``, ``which``,
+        ``tol``, ``seed``, ``max_products``, ``route`` and options of the method. A product of F̄ is
+        counted as one, and costs P.
 
     Raises
     ------
@@ -83,25 +86,46 @@ class AverageModule(EigendistortionModule):
     def _make_operator(self, route: str) -> AverageFisherOperator:
         like = self._image
         images = [tensor.to(like) for tensor in self._tensors]
-        own = self._share(0, 1)
-        if not own:
+        if len(images) < self.trainer.world_size:
             raise InputError(
                 f"devices: expected at most one process a picture ({len(images)}), got "
                 f"{self.trainer.world_size}"
             )
         return AverageFisherOperator(self.model, images, keep=self._keep, route=route)
 
-    def _share(self, part: int, parts: int) -> list[int]:
-        """Return the pictures of this process, or of one part of them."""
-        trainer = self.trainer
-        own = range(trainer.global_rank, len(self._tensors), trainer.world_size)
-        return list(own)[part::parts]
+    def _make_solver(self, operator: ModuleOperator) -> Eigensolver:
+        settings = dict(self._settings)
+        if settings["method"] != "stochastic":
+            return super()._make_solver(operator)
+        del settings["method"]
+        try:
+            return StochasticPower(
+                operator.shape[0],
+                num_pictures=self.num_pictures,
+                rank_bound=operator.rank_bound,
+                image_shape=operator.image_shape,
+                dtype=operator.dtype,
+                device=operator.device,
+                start=operator.start,
+                **settings,
+            )
+        except TypeError as error:
+            raise InputError(f"stochastic: {error}") from error
+
+    def _share(self, part: int, parts: int) -> tuple[list[int], int]:
+        """Return the pictures of this process, or of one part of them, and how many all have."""
+        trainer, solver = self.trainer, self._solver
+        sampled = isinstance(solver, StochasticPower) and not solver.wants_all
+        everyone = solver.sample() if isinstance(solver, StochasticPower) and sampled else None
+        chosen = list(range(len(self._tensors))) if everyone is None else everyone
+        return chosen[trainer.global_rank :: trainer.world_size][part::parts], len(chosen)
 
     def _multiply(self, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Return this process's part of F̄ V, scaled so that the mean of all parts is F̄ V."""
         operator, trainer = self.operator, self.trainer
         parts = trainer.accumulate_grad_batches
-        if parts == 1 and not self._is_distributed:
+        indices, together = self._share(self._part, parts)
+        if parts == 1 and len(indices) == len(self._tensors):
             return super()._multiply(probe)
         if self.solver.request != "fisher":
             raise InputError(
@@ -110,8 +134,9 @@ class AverageModule(EigendistortionModule):
             )
         if not isinstance(operator, AverageFisherOperator):
             raise TypeError("operator: expected an AverageFisherOperator")
-        indices = self._share(self._part, parts)
-        products = operator.part(probe, indices) * (trainer.world_size * parts)
+        products = operator.part(probe, indices) * (
+            trainer.world_size * parts * len(self._tensors) / together
+        )
         # −½ ⟨V, F̄ V⟩ is this part's −½ mean ‖Jᵢ V‖².
         return products, (probe * products).sum()
 
