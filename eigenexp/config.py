@@ -94,6 +94,7 @@ class RandomizedSVDConfig(SolverConfig):
     verification_products: int = 10
 
 
+@dataclass
 class StochasticConfig(SolverConfig):
     """Stochastic iteration for ``parallel=average``; ``sample`` pictures a step."""
 
