@@ -64,6 +64,7 @@ def pictures(count: int, side: int):
 
 
 def build_model(name: str):
+    """Return a model by its short name."""
     import torch
 
     import eigenexp as ee
@@ -143,6 +144,7 @@ def worker(arguments: list[str]) -> None:
 
 
 def start(task: dict[str, Any]) -> subprocess.Popen[str]:
+    """Start a fit in a session of its own."""
     command = [sys.executable, str(Path(__file__).absolute()), "worker", json.dumps(task)]
     return subprocess.Popen(
         command,
@@ -155,6 +157,7 @@ def start(task: dict[str, Any]) -> subprocess.Popen[str]:
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
+    """Fit and return what the first process wrote."""
     process = start(task)
     _, errors = process.communicate()
     if process.returncode:
@@ -178,11 +181,13 @@ def speed_up(name: str, bar: float, task: dict[str, Any], repeat: int) -> bool:
 
 
 def bar_pictures(options: argparse.Namespace) -> bool:
+    """Throughput of two processes, each with its own pictures."""
     task = {"kind": "pictures", "count": 16, "side": 64, "settings": STUDY}
     return speed_up("pictures: 16 at 64², OnOff, 2 processes", 1.85, task, options.repeat)
 
 
 def bar_columns(options: argparse.Namespace) -> bool:
+    """Compare one process with two that share the columns of a block."""
     settings = {"method": "power", "k": 8, "which": "top", "tol": 1e-9, "max_products": 600}
     task = {"kind": "columns", "count": 1, "side": options.side, "settings": settings}
     name = f"columns: k = 8 at {options.side}², OnOff, 2 processes"
@@ -190,6 +195,7 @@ def bar_columns(options: argparse.Namespace) -> bool:
 
 
 def bar_average(options: argparse.Namespace) -> bool:
+    """Compare one process with two that share the pictures of a mean."""
     settings = {"method": "lanczos", "k": 2, "tol": 1e-4}
     side = options.side // 2
     task = {"kind": "average", "count": 16, "side": side, "settings": settings}
@@ -198,6 +204,7 @@ def bar_average(options: argparse.Namespace) -> bool:
 
 
 def bar_batch(options: argparse.Namespace) -> bool:
+    """Compare one pass for several pictures with one after another, model by model."""
     import torch
 
     import eigenexp as ee
@@ -230,6 +237,7 @@ def bar_batch(options: argparse.Namespace) -> bool:
 
 
 def bar_dense(options: argparse.Namespace) -> bool:
+    """Compare the average, found by two processes, with a dense mean."""
     import torch
 
     import eigenexp as ee
@@ -266,6 +274,7 @@ def processes_of(group: int) -> list[int]:
 
 
 def equal_studies(first: Path, second: Path) -> bool:
+    """Whether two studies hold the same results bit for bit."""
     import torch
 
     from eigenexp.study import StudyFolder
@@ -279,6 +288,7 @@ def equal_studies(first: Path, second: Path) -> bool:
 
 
 def bar_kill(options: argparse.Namespace) -> bool:
+    """Kill one of two processes at any instant; all must end, and a new start find the same."""
     chance = random.Random(0)
     slowest, same = 0.0, 0
     kinds = ["pictures", "columns", "average"]
@@ -328,6 +338,7 @@ def bar_kill(options: argparse.Namespace) -> bool:
 
 
 def bar_once(options: argparse.Namespace) -> bool:
+    """Kill studies of many pictures again and again; each picture is solved once."""
     chance = random.Random(1)
     met = True
     for name in MODELS:
@@ -384,6 +395,7 @@ BARS = {
 
 
 def main() -> int:
+    """Run one bar, or all."""
     if sys.argv[1:2] == ["worker"]:
         worker(sys.argv[2:])
         return 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from eigenexp.errors import ImageError, InputError
-from eigenexp.operators.base import Fisher
+from eigenexp.operators.base import Fisher, Jacobian
 from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.probing import Model, copy_image
 
@@ -100,6 +100,11 @@ class AverageFisherOperator(Fisher):
         return len(self._images) * (self._responses or 0)
 
     @property
+    def jacobian(self) -> Jacobian:
+        """J̄ ``(P m, n)``: the Jᵢ one above the other, over √P, so that J̄ᵀJ̄ = F̄."""
+        return _StackedJacobian(self)
+
+    @property
     def start(self) -> Tensor:
         """``(n, s)``: the mean picture and the constant image."""
         return start_vectors(self.mean_image)
@@ -163,3 +168,35 @@ class AverageFisherOperator(Fisher):
         # J̄ is the Jᵢ one above the other, over √P: then J̄ᵀJ̄ = F̄.
         scale = len(self._images)
         return total / scale, torch.cat(responses) / scale**0.5
+
+
+class _StackedJacobian(Jacobian):
+    """J̄ of an average, from the Jacobians at its pictures."""
+
+    def __init__(self, average: AverageFisherOperator) -> None:
+        super().__init__()
+        self._average = average
+        self._scale = float(average.num_pictures**-0.5)
+        self.shape = (average.num_responses, average.shape[0])
+        self.image_shape = average.image_shape
+        self.dtype, self.device = average.dtype, average.device
+
+    @property
+    def route(self) -> str:
+        return self._average.route
+
+    def _each(self) -> Iterator[Jacobian]:
+        return (self._average.at(i).jacobian for i in range(self._average.num_pictures))
+
+    def to_dense(self) -> Tensor:
+        return torch.cat([jacobian.to_dense() for jacobian in self._each()]) * self._scale
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return torch.cat([jacobian.matmat(block) for jacobian in self._each()]) * self._scale
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        parts = block.chunk(self._average.num_pictures)
+        products = [
+            jacobian.rmatmat(part) for jacobian, part in zip(self._each(), parts, strict=True)
+        ]
+        return torch.stack(products).sum(0) * self._scale

@@ -204,9 +204,16 @@ class _AtPicture:
         self.shape, self.image_shape = batch.shape, batch.image_shape
         self.dtype, self.device, self.rank_bound = batch.dtype, batch.device, batch.rank_bound
         self.start: Tensor | None = batch.starts[place]
+        self.jacobian = self
 
     def apply(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._batch.apply({self._place: vectors})[self._place]
+
+    def matmat(self, block: Tensor) -> Tensor:
+        return self._batch.apply({self._place: block}, "jacobian")[self._place][0]
+
+    def rmatmat(self, block: Tensor) -> Tensor:
+        return self._batch.apply({self._place: block}, "adjoint")[self._place][0]
 
 
 def _product(operator: FisherOperator, block: Tensor, request: str) -> tuple[Tensor, Tensor | None]:

@@ -120,7 +120,7 @@ class AverageModule(EigendistortionModule):
         chosen = list(range(len(self._tensors))) if everyone is None else everyone
         return chosen[trainer.global_rank :: trainer.world_size][part::parts], len(chosen)
 
-    def _multiply(self, probe: Tensor) -> tuple[Tensor, Tensor]:
+    def _multiply(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return this process's part of F̄ V, scaled so that the mean of all parts is F̄ V."""
         operator, trainer = self.operator, self.trainer
         parts = trainer.accumulate_grad_batches

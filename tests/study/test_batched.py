@@ -39,6 +39,8 @@ def test_products_are_those_of_each_picture_alone(
             batch.apply({i: pushed}, "adjoint")[i][0], alone.jacobian.rmatmat(pushed)
         )
         torch.testing.assert_close(batch.at(i).start, alone.start)
+        one = ee.solve(batch.at(i), method="auto", k=2)
+        torch.testing.assert_close(one.eigenvalues, ee.solve(alone, k=2).eigenvalues)
 
 
 def test_a_picture_does_not_feel_what_the_others_ask_or_are(
@@ -132,9 +134,13 @@ def test_the_average_is_the_mean_of_the_dense_matrices(
     assert average.rank_bound == 36
     mean = torch.cat(pictures).mean(0).reshape(-1)
     torch.testing.assert_close(average.start[:, 0], mean)
-    spectrum = ee.solve(average, method="lanczos", k=2, tol=1e-9)
     values = torch.linalg.eigvalsh(dense).flip(0)
-    torch.testing.assert_close(spectrum.eigenvalues, values[spectrum.eigenindex])
+    for method in ("lanczos", "exact"):
+        spectrum = ee.solve(average, method=method, k=2, tol=1e-9)
+        torch.testing.assert_close(spectrum.eigenvalues, values[spectrum.eigenindex])
+    cotangents = responses @ torch.diag(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+    jacobian = average.jacobian
+    torch.testing.assert_close(jacobian.rmatmat(cotangents), jacobian.to_dense().T @ cotangents)
 
 
 def test_the_rank_bound_of_an_average_counts_all_pictures(pictures: list[Tensor]) -> None:
