@@ -301,7 +301,8 @@ class EigendistortionModule(L.LightningModule):
         if self.probe.shape == block.shape:
             self.probe.data.copy_(block)
         else:
-            self.probe.data = block.contiguous()
+            # Fresh strides: DDP refuses a column that is a slice of a row-major block.
+            self.probe.data = block.new_empty(block.shape).copy_(block)
             self.probe.grad = None
 
     @property

@@ -38,7 +38,7 @@ def build(kind: str, folder: Path) -> Any:
     if kind == "columns":
         settings = {"method": "power", "k": 3, "which": "top", "tol": 1e-6}
         return ee.EigendistortionModule(model, pictures[:1], parallel="columns", **settings)
-    return ee.AverageModule(model, pictures, method="lanczos", k=2, tol=1e-8)
+    return ee.AverageModule(model, pictures, method="auto", k=2, tol=1e-8)
 
 
 class Slow(L.Callback):
