@@ -3,7 +3,9 @@
     python benchmarks/tracking.py fit            # SQLite store
     python benchmarks/tracking.py fit --delay 0.2  # an HTTP server whose every answer takes 200 ms
     python benchmarks/tracking.py long           # 10 000 logged steps: memory and size of the store
-    python benchmarks/tracking.py kill --times 100  # kill -9 at random instants, then resume
+    python benchmarks/tracking.py storm          # 100 x kill -9 at any instant, then resume
+    python benchmarks/tracking.py outage         # server dead or dying, disks full
+    python benchmarks/tracking.py crowd          # 8 runs at once into one fresh SQLite store
 
 Each product costs a fixed amount of real arithmetic, calibrated to ``--product`` seconds.
 """
@@ -13,10 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import random
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,9 +38,13 @@ def build(product_seconds: float):
         for _ in range(count):
             matrix @ matrix
 
-    start = time.perf_counter()
-    work(300)
-    count = max(1, round(product_seconds / ((time.perf_counter() - start) / 300)))
+    def once() -> float:
+        start = time.thread_time()
+        work(50)
+        return (time.thread_time() - start) / 50
+
+    # The quickest of many: a busy machine only ever adds.
+    count = max(1, round(product_seconds / min(once() for _ in range(40))))
 
     class Heavy(ee.EigendistortionModule):
         def _multiply(self, probe):
@@ -66,25 +68,35 @@ def problem():
 SETTINGS = {"method": "lanczos", "k": 2, "which": "both", "tol": 1e-13, "basis_size": 24}
 
 
-def bare(steps: int, work: Callable[[], None]) -> tuple[float, float]:
-    """Return wall and processor seconds a step of the loop anybody would write."""
-    import eigenexp as ee
+class Bare:
+    """The loop anybody would write, a few steps at a time."""
 
-    model, image = problem()
-    operator = ee.FisherOperator(model, image)
-    solver = ee.eigensolvers.make_solver(operator, **SETTINGS)
-    wall, processor = time.perf_counter(), time.thread_time()
-    for _ in range(steps):
-        block = solver.ask()
-        work()
-        solver.tell(*operator.apply(block))
-    return (time.perf_counter() - wall) / steps, (time.thread_time() - processor) / steps
+    def __init__(self, work: Callable[[], None]) -> None:
+        import eigenexp as ee
+
+        model, image = problem()
+        self.operator = ee.FisherOperator(model, image)
+        self.solver = ee.eigensolvers.make_solver(self.operator, **SETTINGS)
+        self.work = work
+
+    def run(self, steps: int) -> tuple[float, float]:
+        """Return wall and processor seconds of ``steps`` steps."""
+        wall, processor = time.perf_counter(), time.thread_time()
+        for _ in range(steps):
+            block = self.solver.ask()
+            self.work()
+            self.solver.tell(*self.operator.apply(block))
+        return time.perf_counter() - wall, time.thread_time() - processor
 
 
 def fit(
-    module_class: type, steps: int, folder: Path, uri: str | None
-) -> tuple[float, float, float]:
-    """Return wall and processor seconds a step, and seconds from the end to everything stored."""
+    module_class: type, steps: int, folder: Path, uri: str | None, loop: Bare, chunk: int
+) -> tuple[list[tuple[float, ...]], float]:
+    """Fit with everything on, and run the bare loop between chunks of steps, in the same minute.
+
+    Return wall and processor seconds of each chunk, tracked and bare, and the seconds from the end
+    until everything was stored.
+    """
     import lightning as L
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -93,21 +105,34 @@ def fit(
     model, image = problem()
     module = module_class(model, image, **SETTINGS)
     logger = ee.MLflowLogger("bench", root=folder / "mlruns", tracking_uri=uri, drain_timeout=120)
-    times: list[tuple[float, float]] = []
+    chunks: list[tuple[float, ...]] = []
 
-    class Clock(L.Callback):
-        def on_train_start(self, *_: object) -> None:
-            times.append((time.perf_counter(), time.thread_time()))
+    class Turns(L.Callback):
+        """First in line: what step n costs has all been paid when step n + 1 begins."""
 
-        def on_train_end(self, *_: object) -> None:
-            times.append((time.perf_counter(), time.thread_time()))
+        began = (0.0, 0.0)
+
+        def turn(self) -> None:
+            wall = time.perf_counter() - self.began[0]
+            processor = time.thread_time() - self.began[1]
+            chunks.append((wall, processor, *loop.run(chunk)))
+            self.start()
+
+        def start(self) -> None:
+            self.began = (time.perf_counter(), time.thread_time())
+
+        def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+            if trainer.global_step == 0:
+                self.start()
+            elif trainer.global_step % chunk == 0:
+                self.turn()
 
     trainer = L.Trainer(
         precision="64-true",
-        max_steps=steps,
+        max_steps=steps + 1,
         logger=[logger, TensorBoardLogger(folder, "tb")],
         callbacks=[
-            Clock(),
+            Turns(),
             ee.ConvergenceStopping(),
             ee.ConvergenceLogging(),
             ee.DistortionPictures(),
@@ -119,13 +144,14 @@ def fit(
         default_root_dir=folder,
     )
     trainer.fit(module)
-    done = trainer.global_step
+    end = time.perf_counter()
     stored = logger.close()
     drained = time.perf_counter()
-    if not stored or done != steps:
-        raise SystemExit(f"expected {steps} steps, all stored; got {done}, stored: {stored}")
-    (start, cpu_start), (end, cpu_end) = times
-    return (end - start) / steps, (cpu_end - cpu_start) / steps, drained - end
+    if not stored or trainer.global_step != steps + 1:
+        raise SystemExit(
+            f"expected {steps} steps, all stored; got {trainer.global_step}, stored: {stored}"
+        )
+    return chunks, drained - end
 
 
 @contextlib.contextmanager
@@ -149,27 +175,48 @@ def slow_server(folder: Path, delay: float) -> Iterator[str | None]:
         server.stop()
 
 
-def measure_fit(options: argparse.Namespace) -> None:
-    """Alternate bare loops and fits; compare the medians."""
+def verdict(name: str, passed: bool, figures: str) -> bool:
+    """Print one bar's line."""
+    print(f"{'PASS' if passed else 'FAIL'} {name}: {figures}", flush=True)
+    return passed
+
+
+def measure_fit(options: argparse.Namespace) -> bool:
+    """Compare each chunk of tracked steps with the bare steps run right after it."""
+    import statistics
+
     module_class, work = build(options.product)
+    pairs: list[tuple[float, ...]] = []
     with tempfile.TemporaryDirectory() as scratch, slow_server(Path(scratch), options.delay) as uri:
-        ratios = []
         for i in range(options.repeats):
-            plain, plain_cpu = bare(options.steps, work)
-            tracked, cpu, tail = fit(module_class, options.steps, Path(scratch) / str(i), uri)
-            ratios.append((tracked / plain, cpu / plain_cpu))
+            loop = Bare(work)
+            chunks, tail = fit(
+                module_class, options.steps, Path(scratch) / str(i), uri, loop, options.chunk
+            )
+            pairs += chunks
+            tracked, cpu, plain, plain_cpu = (
+                sum(each) / len(chunks) / options.chunk * 1e3 for each in zip(*chunks, strict=True)
+            )
             print(
-                f"a step: bare {plain * 1e3:.2f} ms, tracked {tracked * 1e3:.2f} ms, ratio "
-                f"{tracked / plain:.3f}; solving thread's processor time {plain_cpu * 1e3:.2f} "
-                f"and {cpu * 1e3:.2f} ms, ratio {cpu / plain_cpu:.3f}; all stored {tail:.1f} s "
-                "after the last step",
+                f"a step: bare {plain:.2f} ms, tracked {tracked:.2f} ms, ratio "
+                f"{tracked / plain:.3f}; solving thread's processor time {plain_cpu:.2f} and "
+                f"{cpu:.2f} ms; all stored {tail:.1f} s after the end",
                 flush=True,
             )
-    wall, cpu = (sorted(each)[len(ratios) // 2] for each in zip(*ratios, strict=True))
-    print(f"median ratio: wall {wall:.3f} (bar 1.05), processor time {cpu:.3f}")
+    ratio = statistics.median(tracked / plain for tracked, _, plain, _ in pairs)
+    extra = statistics.median(tracked - plain for tracked, _, plain, _ in pairs) / options.chunk
+    processor = statistics.median(cpu / plain for _, cpu, _, plain in pairs)
+    extra_cpu = statistics.median(cpu - plain for _, cpu, _, plain in pairs) / options.chunk
+    server = f"a server answering in {options.delay} s" if options.delay else "an SQLite store"
+    return verdict(
+        f"fit with both loggers and {server}, <= 1.05 of the bare loop",
+        ratio <= 1.05,
+        f"median of {len(pairs)} pairs of {options.chunk} steps {ratio:.3f} "
+        f"(+{extra * 1e3:.2f} ms a step); processor time {processor:.3f} (+{extra_cpu * 1e3:.2f})",
+    )
 
 
-def measure_long(options: argparse.Namespace) -> None:
+def measure_long(options: argparse.Namespace) -> bool:
     """Log as ConvergenceLogging does over many steps; report memory and the store's size."""
     import psutil
 
@@ -198,122 +245,47 @@ def measure_long(options: argparse.Namespace) -> None:
         logger.finalize("success")
         logger.close()
         size = (root / "mlflow.db").stat().st_size
-        print(
-            f"{options.steps} steps, a point of {len(metrics)} metrics every {options.every}: "
-            f"process {min(memory):.0f} to {max(memory):.0f} MB, sender {min(sender):.0f} to "
-            f"{max(sender):.0f} MB, store {size / 1e6:.1f} MB ({empty / 1e6:.1f} when empty)"
-        )
-
-
-LIFE = """
-import sys, warnings
-sys.path.insert(0, sys.argv[1])
-import lightning as L
-import eigenexp as ee
-import tracking
-from eigenexp.checkpoints import find_checkpoint
-from eigenexp.errors import CheckpointError
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-root, folder = Path(sys.argv[2]), Path(sys.argv[3])
-steps, run_id = int(sys.argv[4]), sys.argv[5] or None
-logger = ee.MLflowLogger("kill", root=root, run_id=run_id, drain_timeout=120)
-print("run", logger.version, flush=True)
-try:
-    path = find_checkpoint(folder)
-except CheckpointError:
-    path = None
-model, image = tracking.problem()
-module = ee.EigendistortionModule(model, image, **tracking.SETTINGS)
-trainer = L.Trainer(max_steps=steps, precision="64-true", logger=logger, enable_progress_bar=False,
-    enable_model_summary=False, accelerator="cpu", default_root_dir=root,
-    callbacks=[ee.ConvergenceLogging(1), ee.SolverCheckpoint(folder, every_n_steps=10)])
-trainer.fit(module, ckpt_path=path)
-logger.close()
-torch.save(module.solver.result().eigenvectors, root / "result.pt")
-print("done", flush=True)
-"""
-
-
-def measure_kill(options: argparse.Namespace) -> None:
-    """Kill lives at random instants until one ends; compare with a life nobody killed."""
-    import torch
-
-    from eigenexp.tracking import local_store, sync
-
-    rng = random.Random(options.seed)
-    here = str(Path(__file__).parent)
-    other = Path(options.other or tempfile.gettempdir())
-    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(dir=other) as away:
-
-        def live(root: Path, folder: Path, run_id: str, limit: float | None) -> tuple[str, bool]:
-            root.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-c", LIFE, here, str(root), str(folder)]
-            process = subprocess.Popen(
-                [*command, str(options.steps), run_id], stdout=subprocess.PIPE, text=True,
-                stderr=(root / "stderr.txt").open("w"),
-            )  # fmt: skip
-            first = process.stdout.readline().split()
-            run_id = first[1] if first else run_id
-            try:
-                process.wait(limit)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-            out = process.communicate()[0]
-            if process.returncode not in (0, -signal.SIGKILL):
-                errors = (root / "stderr.txt").read_text()[-3000:]
-                raise SystemExit(f"a life ended by itself, code {process.returncode}: {errors}")
-            return run_id, "done" in out
-
-        calm = Path(scratch) / "calm"
-        _, ended = live(calm, calm / "checkpoints", "", None)
-        truth = torch.load(calm / "result.pt")
-        kills = wrong = i = 0
-        while kills < options.times:
-            root, folder, run_id = Path(scratch) / str(i), Path(away) / str(i), ""
-            ended = False
-            while not ended:
-                limit = rng.uniform(0.0, options.limit) if kills < options.times else None
-                run_id, ended = live(root, folder, run_id, limit)
-                kills += not ended
-            store = local_store(root)
-            sync(root)
-            points = [p.step for p in store.client.get_metric_history(run_id, "worst_residual")]
-            whole = sorted(points) == list(
-                range(min(points), max(points) + 1, points[1] - points[0])
-            )
-            equal = torch.equal(torch.load(root / "result.pt"), truth)
-            status = store.find_run(run_id).info.status
-            wrong += not (equal and whole and status == "FINISHED")
-            print(
-                f"run {i}: {kills} kills so far, equal {equal}, points whole {whole}, {status}",
-                flush=True,
-            )
-            i += 1
-            shutil.rmtree(folder)
-    print(f"{kills} kills over {i} runs, {wrong} runs wrong")
+    # What both processes take to begin with is not what grows: the first tenth is left out.
+    spread = max(max(each[2:]) - min(each[2:]) for each in (memory, sender))
+    return verdict(
+        f"{options.steps} steps of tracking, memory flat within 20 MB, store under 20 MB",
+        spread <= 20 and size < 20e6,
+        f"a point of {len(metrics)} metrics every {options.every}: process {memory[2]:.0f} to "
+        f"{max(memory):.0f} MB, sender {sender[2]:.0f} to {max(sender):.0f} MB, store "
+        f"{size / 1e6:.1f} MB ({empty / 1e6:.1f} when empty)",
+    )
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("fit", "long", "kill"))
+    parser.add_argument("what", choices=("fit", "long", "storm", "outage", "crowd"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--product", type=float, default=0.02, help="seconds of work a product")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds a server's answer takes")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--chunk", type=int, default=50, help="steps in turn (fit)")
     parser.add_argument("--every", type=int, default=5, help="steps between points (long)")
-    parser.add_argument("--times", type=int, default=100, help="kills")
-    parser.add_argument("--limit", type=float, default=3.0, help="longest life after start-up, s")
-    parser.add_argument("--other", help="folder on another filesystem, for the checkpoints (kill)")
+    parser.add_argument("--times", type=int, default=100, help="kills (storm)")
+    parser.add_argument("--lives", type=int, default=10, help="kills a run at the most (storm)")
+    parser.add_argument("--limit", type=float, default=3.0, help="longest undisturbed life, s")
+    parser.add_argument("--pause", type=float, default=0.01, help="seconds a product (storm)")
+    parser.add_argument("--other", default="/dev/shm", help="folder on another filesystem (storm)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=int, default=8, help="runs at once (crowd)")
     options = parser.parse_args()
     if options.steps is None:
-        options.steps = {"fit": 500, "long": 10_000, "kill": 300}[options.what]
+        options.steps = {"fit": 500, "long": 10_000, "storm": 400}.get(options.what)
     warnings.filterwarnings("ignore", message=".*num_workers.*")
-    {"fit": measure_fit, "long": measure_long, "kill": measure_kill}[options.what](options)
+    if options.what == "storm":
+        from storm import measure_storm as measure
+    elif options.what == "outage":
+        from outage import measure_outage as measure
+    elif options.what == "crowd":
+        from outage import measure_crowd as measure
+    else:
+        measure = {"fit": measure_fit, "long": measure_long}[options.what]
+    sys.exit(0 if measure(options) else 1)
 
 
 if __name__ == "__main__":

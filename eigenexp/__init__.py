@@ -24,11 +24,13 @@ _HOMES = {
     "EigendistortionModule": "eigenexp.lightning_module",
     "EigenexpError": "eigenexp.errors",
     "FisherOperator": "eigenexp.operators",
+    "GracefulStop": "eigenexp.callbacks",
     "JacobianOperator": "eigenexp.operators",
     "LoadWarning": "eigenexp.eigendistortion",
     "MLflowLogger": "eigenexp.tracking",
     "PairStatus": "eigenexp.spectrum",
     "Picture": "eigenexp.images",
+    "ResultFiles": "eigenexp.callbacks",
     "SolverCheckpoint": "eigenexp.callbacks",
     "SolverProgressBar": "eigenexp.callbacks",
     "Spectrum": "eigenexp.spectrum",
@@ -37,12 +39,14 @@ _HOMES = {
     "examine_saved_synthesis": "eigenexp.eigendistortion",
     "load_picture": "eigenexp.images",
     "remove_grad": "eigenexp.eigendistortion",
+    "report_from": "eigenexp.report",
     "set_seed": "eigenexp.eigendistortion",
     "solve": "eigenexp.eigensolvers",
     "validate_image": "eigenexp.eigendistortion",
     "validate_model": "eigenexp.eigendistortion",
+    "write_report": "eigenexp.report",
 }
-_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "study", "tracking")
+_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "report", "study", "tracking")
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 

@@ -25,8 +25,10 @@ _TEMPORARY = re.compile(r"\..+\.\d+-\d+\.eigenexp-tmp\Z")
 _counter = itertools.count()
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
+def write_atomic(path: str | os.PathLike[str], content: bytes, *, sync: bool = True) -> Path:
     """Write ``content`` to ``path`` so that a reader, or a crash, sees all of it or none.
+
+    Without ``sync`` a power cut may undo it: for files that can be made again.
 
     Raises
     ------
@@ -34,30 +36,32 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
         When the folder cannot be written or the disk is full; the old file is then untouched.
     """
     target = Path(path)
-    with replacing(target) as file:
+    with replacing(target, sync=sync) as file:
         file.write(content)
     return target
 
 
-def write_json_atomic(path: str | os.PathLike[str], value: Any) -> Path:
+def write_json_atomic(path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> Path:
     """Write ``value`` as strict JSON (NaN and infinities as strings), atomically."""
     text = json.dumps(_json_ready(plain(value)), indent=2, ensure_ascii=False, allow_nan=False)
-    return write_atomic(path, text.encode() + b"\n")
+    return write_atomic(path, text.encode() + b"\n", sync=sync)
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[IO[bytes]]:
+def replacing(target: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """Yield a temporary file beside ``target`` that replaces it when the block ends well."""
     file = _open_temporary(target)
     temporary = Path(file.name)
     try:
         yield file
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
         if sys.platform == "win32":  # an open file cannot be renamed there
             file.close()
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        if sync:
+            _sync_folder(target.parent)
     except BaseException:
         file.close()
         with contextlib.suppress(OSError):

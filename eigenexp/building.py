@@ -26,7 +26,7 @@ from eigenexp.errors import ConfigError, EigenexpError
 from eigenexp.images import Picture, load_picture
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.models import LayerOutput
-from eigenexp.study.average import AverageModule
+from eigenexp.study.average import AverageModule, load_mean
 
 __all__ = [
     "TRUSTED_PACKAGES",
@@ -48,46 +48,102 @@ TRUSTED_PACKAGES = (
 """Packages whose classes a configuration read from a file or server may build."""
 
 
-def build_picture(config: Mapping[str, Any]) -> Picture:
-    """Load the picture in the precision of the trainer."""
-    precision = str(config["trainer"]["precision"])
-    dtype = torch.float64 if precision.startswith("64") else torch.float32
-    options = {key: value for key, value in config["image"].items() if key != "path"}
-    if options["source"] is None:
+MODEL_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+"""Precisions a network can have below the solver's, by their names in the configuration."""
+
+
+def build_picture(config: Mapping[str, Any], dtype: str | None = None) -> Picture:
+    """Load the picture, by default in the precision of the trainer.
+
+    With ``parallel=average`` that is the mean of the pictures.
+
+    Raises
+    ------
+    ConfigError
+        When ``parallel`` does not fit the pictures, or there are none.
+    """
+    is_double = str(config["trainer"]["precision"]).startswith("64")
+    chosen = dtype or (torch.float64 if is_double else torch.float32)
+    image = dict(config["image"])
+    path = image.pop("path", None)
+    parallel = config.get("parallel")
+    allowed = ("columns",) if path is None else ("pictures", "average")
+    if parallel is not None and parallel not in allowed:
+        raise ConfigError(
+            f"parallel: expected {' or '.join(allowed)} for "
+            f"{'one picture' if path is None else 'many pictures'}, got {parallel!r}"
+        )
+    if _wants_mean(config):
+        image.pop("source", None)
+        return load_mean(path, {**image, "dtype": chosen})[1]
+    if image["source"] is None:
         raise ConfigError(
             "image: expected image.source=… (a picture's name or file), or image.path=… for many "
             "(a folder, a glob, a list), got neither"
         )
-    return load_picture(**options, dtype=dtype)
+    return load_picture(**image, dtype=chosen)
 
 
-def check_trusted(model: Mapping[str, Any]) -> None:
+def _wants_mean(config: Mapping[str, Any]) -> bool:
+    return config.get("parallel") == "average" and config["image"].get("path") is not None
+
+
+def check_trusted(model: Any) -> None:
     """Refuse a ``_target_`` outside :data:`TRUSTED_PACKAGES`, at any depth.
+
+    The name alone is judged here; :func:`build_model` judges what it leads to.
 
     Raises
     ------
     ConfigError
         Naming the target and how to allow it.
     """
-    for key, value in model.items():
-        if key == "_target_":
-            target = str(value)
-            if not any(target.startswith(f"{package}.") for package in TRUSTED_PACKAGES):
-                raise ConfigError(
-                    f"model._target_: expected one from {', '.join(TRUSTED_PACKAGES)}, got "
-                    f"{target!r} from a saved configuration; pass --trust if you know where it "
-                    "comes from"
-                )
-        elif isinstance(value, Mapping):
+    if isinstance(model, Mapping):
+        for key, value in model.items():
+            if key == "_target_" and not _is_trusted(str(value)):
+                raise _distrust(str(value))
             check_trusted(value)
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            for entry in value:
-                if isinstance(entry, Mapping):
-                    check_trusted(entry)
+    elif isinstance(model, Sequence) and not isinstance(model, str):
+        for entry in model:
+            check_trusted(entry)
 
 
-def build_model(config: Mapping[str, Any]) -> Any:
+def _is_trusted(name: str) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in TRUSTED_PACKAGES)
+
+
+def _may_be_built(factory: Any) -> bool:
+    """Judge what a name led to by where it is defined; of torch.nn, modules alone."""
+    home = getattr(factory, "__module__", None)
+    if not isinstance(home, str) or not _is_trusted(home):
+        return False
+    if isinstance(factory, type):
+        return issubclass(factory, nn.Module)
+    return not f"{home}.".startswith("torch.nn.")
+
+
+def _distrust(target: str) -> ConfigError:
+    return ConfigError(
+        f"model._target_: expected one from {', '.join(TRUSTED_PACKAGES)}, got {target!r} from a "
+        "saved configuration; pass --trust if you know where it comes from"
+    )
+
+
+def build_model(config: Mapping[str, Any], *, trust: bool = True) -> Any:
     """Import ``_target_``, call it with the other keys, and cut it at ``layer``.
+
+    Parameters
+    ----------
+    config
+        ``_target_``, its arguments, ``layer``.
+    trust
+        Whether any class may be built; else those that :data:`TRUSTED_PACKAGES` define (not what
+        their modules import: ``torch.nn.….os.system`` is none of them).
 
     Raises
     ------
@@ -97,11 +153,17 @@ def build_model(config: Mapping[str, Any]) -> Any:
     arguments = dict(config)
     target = str(arguments.pop("_target_", ""))
     layer = arguments.pop("layer", None)
+    if not trust:
+        check_trusted(config)
     built = {
-        key: build_model(value) if isinstance(value, Mapping) and "_target_" in value else value
+        key: build_model(value, trust=trust)
+        if isinstance(value, Mapping) and "_target_" in value
+        else value
         for key, value in arguments.items()
     }
     factory = _locate(target)
+    if not trust and not _may_be_built(factory):
+        raise _distrust(target)
     try:
         model = factory(**built)
     except EigenexpError:
@@ -142,35 +204,35 @@ def _locate(target: str) -> Any:
     )
 
 
-def build_module(config: Mapping[str, Any], model: Any) -> tuple[EigendistortionModule, Picture]:
-    """Return the Lightning module with the configured solver, and the picture it is solved at.
-
-    With ``parallel=average`` that is the mean of the pictures.
-
-    Raises
-    ------
-    ConfigError
-        When ``parallel`` does not fit the pictures.
-    """
-    parallel, many = config["parallel"], config["image"]["path"] is not None
-    allowed = ("pictures", "average") if many else ("columns",)
-    if parallel is not None and parallel not in allowed:
-        raise ConfigError(
-            f"parallel: expected {' or '.join(allowed)} for "
-            f"{'many pictures' if many else 'one picture'}, got {parallel!r}"
-        )
-    if parallel == "average":
-        options = {k: v for k, v in config["image"].items() if k not in ("path", "source")}
-        average = AverageModule(
-            model, config["image"]["path"], image_options=options, **config["solver"]
-        )
-        picture = average.mean_picture()
-        module: EigendistortionModule = average
+def build_module(config: Mapping[str, Any], model: Any, picture: Picture) -> EigendistortionModule:
+    """Return the Lightning module with the configured solver."""
+    # A run saved before there was this group has the defaults.
+    options = dict(config.get("operator") or {})
+    name = options.get("model_dtype")
+    if name is not None:
+        if name not in MODEL_DTYPES:
+            raise ConfigError(
+                f"operator.model_dtype: expected one of {', '.join(MODEL_DTYPES)} or null, got "
+                f"{name!r}"
+            )
+        options["model_dtype"] = MODEL_DTYPES[name]
+    module: EigendistortionModule
+    if _wants_mean(config):
+        many = {k: v for k, v in config["image"].items() if k not in ("path", "source")}
+        if set(options.values()) - {"auto", None, False}:
+            raise ConfigError("operator: expected its defaults for a mean of pictures, got others")
+        path = config["image"]["path"]
+        module = AverageModule(model, path, image_options=many, **config["solver"])
     else:
-        picture = build_picture(config)
-        module = EigendistortionModule(model, picture, parallel=parallel, **config["solver"])
+        module = EigendistortionModule(
+            model,
+            picture,
+            parallel=config.get("parallel"),
+            **config["solver"],
+            operator_options=options,
+        )
     module.run_metadata["config"] = dict(config)
-    return module, picture
+    return module
 
 
 def build_loggers(config: Mapping[str, Any], run_id: str, mlflow: Logger | None) -> list[Logger]:
@@ -182,7 +244,12 @@ def build_loggers(config: Mapping[str, Any], run_id: str, mlflow: Logger | None)
             TensorBoardLogger(root / "tb", name="", version=run_id, default_hp_metric=False)
         )
     if chosen["csv"]:
-        loggers.append(CSVLogger(root / "csv", name="", version=run_id))
+        # Lightning deletes the table it finds in its place: a resumed run begins one beside it.
+        version, count = run_id, 1
+        while (root / "csv" / version / "metrics.csv").exists():
+            count += 1
+            version = f"{run_id}-{count}"
+        loggers.append(CSVLogger(root / "csv", name="", version=version))
     return loggers
 
 
@@ -202,6 +269,7 @@ def build_callbacks(
             every_n_steps=every["checkpoint_every"],
             every_seconds=every["checkpoint_seconds"],
             keep=every["keep_checkpoints"],
+            max_share=every["checkpoint_share"],
         ),
     ]
     if config["trainer"]["enable_progress_bar"]:

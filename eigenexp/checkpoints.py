@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 
+from eigenexp.archives import archive_fault
 from eigenexp.atomic import remove_orphans, replacing, write_atomic, write_json_atomic
 from eigenexp.compatibility import (
     Difference,
@@ -130,7 +131,8 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
             torch.save(dict(checkpoint), cast("IO[bytes]", writer))
             file_sha256 = writer.seal(int(step))
         facts = {**_metadata(checkpoint), "file": target.name, "file_sha256": file_sha256}
-        write_json_atomic(metadata_path(target), facts)
+        # Not worth its own wait for the disk: the checkpoint holds the same.
+        write_json_atomic(metadata_path(target), facts, sync=False)
     except (OSError, RuntimeError) as error:
         # torch wraps a failing write in a RuntimeError; the cause is the OSError.
         cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
@@ -357,6 +359,11 @@ def _verify(file: IO[bytes], path: Path) -> Seal:
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
         raise CheckpointError(f"{path}: expected a checkpoint, got a file of another kind")
+    fault = archive_fault(file)
+    if fault is not None:
+        raise CheckpointError(
+            f"{path}: expected a whole checkpoint written by torch.save, got {fault}; refused"
+        )
     seal = _read_seal(file)
     if seal is None:
         return _verify_unsealed(file, path)

@@ -1,4 +1,4 @@
-"""The command line: ``eigenexp fit | resume | show | ui``; everything heavy loads when used."""
+"""The command line, ``eigenexp COMMAND``; everything heavy loads when used."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eigenexp.console import quiet as _quiet
 from eigenexp.errors import EigenexpError
 
 __all__ = ["main"]
@@ -23,8 +24,11 @@ examples:
   eigenexp fit                                     OnOff at a crop of camera, one pair at each end
   eigenexp fit model=lgg image=coffee image.crop=96 solver.k=3 trainer.precision=64-true
   eigenexp fit image=file image.source=cat.png image.resize=64 solver=lanczos solver.tol=1e-6
+  eigenexp fit -m model=ln,lg,lgg image=camera,coffee solver.k=1,4    a sweep, one job each
   eigenexp resume last trainer.max_steps=5000      go on where the last run stopped
   eigenexp show last                               its table and the paths of its pictures
+  eigenexp report last                             one HTML file to send to a colleague
+  eigenexp sync                                    send what waited for the tracking store
   eigenexp ui                                      MLflow and TensorBoard on your runs"""
 
 _FIT_KEYS = """\
@@ -39,7 +43,40 @@ settings (key=value; see them all with --config):
   image.channels=color    gray, color or keep
   model.layer=NAME        respond with a layer of the model, by its dotted name
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
-  run_name=…  experiment_name=…  +tags.key=value  root=mlruns  threads=2"""
+  operator.recompute=true     less memory: activations between blocks are computed again
+  operator.model_dtype=bf16   the network's precision (fp16), the solver's stays float32
+  operator.compile=true       products by torch.compile, where that gives the same
+  resume=auto             go on with this command's own unfinished run, if there is one
+  run_name=…  experiment_name=…  +tags.key=value  root=mlruns  threads=2
+
+sweeps (-m): one MLflow run with a run a combination; a table in <root>/sweeps/<id>/table.csv
+  eigenexp fit -m model=ln,lg image=camera,coffee 'solver.k=range(1,4)'
+  hydra/launcher=basic    one after another; joblib: hydra.launcher.n_jobs=4 at a time
+  hydra/launcher=submitit_slurm hydra.launcher.partition=gpu hydra.launcher.timeout_min=240
+  hydra/launcher=ray      on this machine, or hydra.launcher.ray.init.address=auto
+  --retry-failed last     run only what has not finished, each from its last checkpoint"""
+
+_RESUME = """\
+A run that is not on this machine is fetched from MLFLOW_TRACKING_URI: checkpoint, configuration and
+picture, each verified by its SHA-256; it goes on in the same MLflow run. Every difference from the
+saved run is told; another model, picture or precision stops, unless you ask for it.
+
+  eigenexp resume last trainer.max_steps=5000
+  eigenexp resume 5b8d solver.tol=1e-8 trainer.precision=64-true     from the same vectors
+  MLFLOW_TRACKING_URI=https://… eigenexp resume 5b8d1c48             on another machine
+
+For a scheduler that restarts the same command: eigenexp fit … resume=auto"""
+
+_REPORT = """\
+One file, no network: send it to a colleague, open it on a phone, print it. It holds the picture,
+each distortion at a strength of your choice, certificates, convergence, settings and versions.
+
+  eigenexp report last
+  eigenexp report 5b8d 91ac --output onoff-against-lgg.html    two runs side by side"""
+
+_SYNC = """\
+While a store is down or full a run goes on; what it logs waits under <root>/spool. This sends it,
+each point once, and tells every run's fate in a line. Exit code 1 when something still waits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A user's mistake is one line on standard error and exit code 1; Ctrl-C is 130.
     """
-    options = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         return int(options.run(options))
     except EigenexpError as error:
@@ -59,6 +96,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left; so do we
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; settings may stand on both sides of an option."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,8 +133,19 @@ def _parser() -> argparse.ArgumentParser:
     fit = command("fit", _fit, "solve, track and keep everything", _groups() + "\n\n" + _FIT_KEYS)
     fit.add_argument("overrides", nargs="*", metavar="key=value", help="group choices and settings")
     fit.add_argument("--config", action="store_true", help="print the configuration and stop")
+    fit.add_argument(
+        "-m", "--multirun", action="store_true", help="sweep: key=a,b runs every combination"
+    )
+    fit.add_argument(
+        "--retry-failed",
+        "--resume",
+        dest="retry",
+        metavar="SWEEP",
+        help="run what a sweep has not finished, from its checkpoints: its id or 'last'",
+    )
 
-    resume = command("resume", _resume, "go on with a run, ending as if it had not stopped")
+    text = "go on with a run, ending as if it had not stopped"
+    resume = command("resume", _resume, text, _RESUME)
     resume.add_argument("name", metavar="RUN", help="run id, its start, 'last', or a path")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
     resume.add_argument("--force", action="store_true", help="although model or picture differ")
@@ -94,8 +153,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_root(resume)
 
     show = command("show", _show, "print a run's table and the paths of its pictures")
-    show.add_argument("name", metavar="RUN", nargs="?", help="as for resume; else: list the runs")
+    show.add_argument(
+        "name", metavar="RUN", nargs="?", help="as for resume, or a sweep; else: list the runs"
+    )
     _add_root(show)
+
+    report = command("report", _report, "write one HTML file about runs, side by side", _REPORT)
+    report.add_argument("names", metavar="RUN", nargs="+", help="as for resume, or a result folder")
+    report.add_argument(
+        "--output", metavar="FILE", help="default: report-<run>.html, or report.html for several"
+    )
+    report.add_argument("--title", help="of the page")
+    _add_root(report)
+
+    sync = command("sync", _sync, "send what the tracking store has not got yet", _SYNC)
+    sync.add_argument("names", metavar="RUN", nargs="*", help="run id or its start; else: all runs")
+    _add_root(sync)
 
     ui = command("ui", _ui, "open MLflow and TensorBoard on your runs (Ctrl-C ends both)")
     ui.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT")
@@ -127,17 +200,14 @@ def _groups() -> str:
     return "\n".join(lines)
 
 
-def _quiet() -> None:
-    """Leave the screen to the run: libraries imported so far speak up only in trouble."""
-    import logging
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] in ("lightning", "alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+def printable(text: str) -> str:
+    """Return ``text`` without characters that a terminal obeys instead of showing."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _fit(options: argparse.Namespace) -> int:
+    if options.retry is not None or options.multirun:
+        return _sweep(options)
     from eigenexp.config import compose_config
 
     config = compose_config(options.overrides)
@@ -152,6 +222,23 @@ def _fit(options: argparse.Namespace) -> int:
     result = fit(config)
     print("\n".join(summary(result)))
     return result.exit_code
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from eigenexp.sweeps import retry, sweep
+
+    _quiet()
+    if options.retry is None:
+        return sweep(options.overrides, say=_say)
+    root = os.environ.get("EIGENEXP_ROOT", "mlruns")
+    for override in options.overrides:  # where to look, as fit is told it
+        root = override.partition("=")[2] if override.startswith("root=") else root
+    others = [o for o in options.overrides if not o.startswith("root=")]
+    return retry(options.retry, others, root=root, say=_say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -175,13 +262,16 @@ def _show(options: argparse.Namespace) -> int:
     if options.name is None:
         for run in list_runs(options.root):
             record = run.read_record()
-            print(f"{run.run_id}  {record['created']}  {record['status']:<9} {record['title']}")
+            facts = (record["created"], f"{record['status']:<9}", record["title"])
+            print(f"{run.run_id}  {printable('  '.join(map(str, facts)))}")
+        return 0
+    if _show_sweep(options.name, options.root):
         return 0
     run = find_run(options.name, options.root)
     record = run.read_record()
-    print(f"run {run.run_id}: {record['title']}")
+    print(printable(f"run {run.run_id}: {record['title']}"))
     reason = record.get("stop_reason")
-    print(f"status {record['status']}" + (f" ({reason})" if reason else ""))
+    print(printable(f"status {record['status']}" + (f" ({reason})" if reason else "")))
     if record.get("study"):
         from eigenexp.study.show import study_lines
 
@@ -199,6 +289,41 @@ def _show(options: argparse.Namespace) -> int:
     for result in sorted(run.results.iterdir()):
         print(result)
     return 0
+
+
+def _show_sweep(name: str, root: str) -> bool:
+    """Show a sweep if the name is one's; whether it is."""
+    if name == "last" or not list(Path(root).glob(f"sweeps/{name}*/manifest.json")):
+        return False
+    from eigenexp.sweeps import find_sweep, show
+
+    show(find_sweep(name, root), say=_say)
+    return True
+
+
+def _report(options: argparse.Namespace) -> int:
+    from eigenexp.report import load_run, write_report
+
+    runs = [load_run(name, options.root) for name in options.names]
+    alone = runs[0].run_id[:8] if len(runs) == 1 else ""
+    output = options.output or (f"report-{alone}.html" if alone else "report.html")
+    path = write_report(runs, output, title=options.title)
+    print(path.absolute())
+    return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from eigenexp.tracking import sync
+
+    _quiet()
+    found = [sync(options.root, name) for name in options.names or [None]]
+    reports = {report.local_id: report for group in found for report in group}
+    for report in reports.values():
+        said = "sent" if report.complete else f"waits: {report.problem or 'more is being written'}"
+        print(f"{report.run_id or report.local_id}  {report.points} points  {said}")
+    if not reports:
+        print("nothing waits")
+    return 0 if all(report.complete for report in reports.values()) else 1
 
 
 def _ui(options: argparse.Namespace) -> int:

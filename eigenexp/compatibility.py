@@ -158,15 +158,20 @@ def _model(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterable[Dif
     for name in ("class", "weights_sha256"):
         yield from _field(name, saved, current, Severity.HARMFUL, same, prefix="model.")
     outputs = saved.get("output_sha256"), current.get("output_sha256")
-    if None in outputs or outputs[0] == outputs[1]:
+    if None not in outputs and outputs[0] == outputs[1]:
+        return
+    if "output_sketch" not in saved or "output_sketch" not in current:
+        if None not in outputs:
+            yield Difference("model.output", *outputs, Severity.HARMFUL, same)
         return
     distance = _sketch_distance(saved.get("output_sketch"), current.get("output_sketch"))
     if distance <= _SKETCH_TOLERANCE:
         advice = (
-            f"equal to {distance:.0e} relative: the rounding of another processor or library; "
-            "the rest will not be bit-identical"
+            f"equal to {distance:.0e} relative: the rounding of another processor, library or "
+            "precision; the rest will not be bit-identical"
         )
-        yield Difference("model.output", *outputs, Severity.HARMLESS, advice)
+        norms = (float(saved["output_sketch"][0]), float(current["output_sketch"][0]))
+        yield Difference("model.output", *norms, Severity.HARMLESS, advice)
     else:
         yield Difference("model.output", *outputs, Severity.HARMFUL, same)
 

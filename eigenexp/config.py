@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +23,8 @@ __all__ = [
     "CONFIG_MODULE",
     "FitConfig",
     "compose_config",
+    "explain",
+    "hydra_session",
     "options",
     "override_config",
     "plain_config",
@@ -106,6 +109,17 @@ class StochasticConfig(SolverConfig):
 
 
 @dataclass
+class OperatorConfig:
+    """How products are computed; see :class:`eigenexp.operators.JacobianOperator`."""
+
+    route: str = "auto"
+    chunk_size: int | None = None
+    recompute: bool = False
+    compile: bool = False
+    model_dtype: str | None = None
+
+
+@dataclass
 class TrainerConfig:
     """Arguments of ``lightning.Trainer``."""
 
@@ -133,11 +147,12 @@ class LoggerConfig:
 class CallbacksConfig:
     """Intervals, in steps unless they say otherwise."""
 
-    log_every: int = 1
+    log_every: int = 5
     angle_every: int = 25
     pictures_every: int = 100
     checkpoint_every: int = 50
     checkpoint_seconds: float | None = 60.0
+    checkpoint_share: float | None = 0.02
     keep_checkpoints: int = 2
     refresh_every: int = 5
 
@@ -160,11 +175,14 @@ class FitConfig:
     ``model`` is a ``_target_`` with its arguments, and ``layer``: the dotted name of the layer
     whose output is the response (``features.11``), ``null`` for the model's own output.
     ``parallel`` says what several processes share out: ``pictures``, ``columns``, ``average``.
+    ``resume`` is ``never`` (a new run) or ``auto`` (go on with the newest unfinished run of the
+    same settings, if there is one).
     """
 
     model: dict[str, Any] = MISSING
     image: ImageConfig = field(default_factory=ImageConfig)
     solver: Any = MISSING
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
@@ -177,6 +195,7 @@ class FitConfig:
     threads: int | None = None
     tags: dict[str, str] = field(default_factory=dict)
     trust: bool = False
+    resume: str = "never"
 
 
 _SOLVERS: dict[str, type[SolverConfig]] = {
@@ -204,13 +223,13 @@ def register_schemas() -> None:
 
 
 @contextmanager
-def _hydra() -> Iterator[None]:
-    """Lend Hydra for one composition, leaving the caller's alone."""
+def hydra_session() -> Iterator[Any]:
+    """Lend Hydra for one composition, leaving the caller's alone; yield its instance."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            yield
+            yield GlobalHydra.instance().hydra
     finally:
         GlobalHydra.instance().hydra = before
 
@@ -224,11 +243,11 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         Naming the key, and the keys or options that exist.
     """
     register_schemas()
-    with _hydra():
+    with hydra_session():
         try:
             config = compose(CONFIG_NAME, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error, overrides)) from error
+            raise ConfigError(explain(error, overrides)) from error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(
@@ -270,6 +289,11 @@ def override_config(saved: Mapping[str, Any], overrides: Sequence[str]) -> DictC
                     "a resumed run keeps its groups"
                 )
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{overrides[-1] if overrides else 'configuration'}: expected key=value with a plain "
+            f"value, got what YAML refuses ({' '.join(str(error).split())[:80]})"
+        ) from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "configuration"
         parent = str(key).rpartition(".")[0]
@@ -295,7 +319,7 @@ def options(group: str) -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
+def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Turn Hydra's message into one line: key, what was got, what exists."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = " ".join(str(error).split())
@@ -321,7 +345,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 def _known_keys(parent: str, overrides: Sequence[str]) -> list[str]:
     """Return the keys under ``parent``, with only the group choices of ``overrides`` applied."""
     choices = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and options(o.split("=")[0])]
-    with _hydra():
+    with hydra_session():
         try:
             config = compose(CONFIG_NAME, overrides=choices)
         except (HydraException, OmegaConfBaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eigenexp.archives import archive_fault
 from eigenexp.errors import ImageError, InputTypeError
 
-__all__ = ["Raw", "read_array", "read_file"]
+__all__ = ["Raw", "read_array", "read_file", "read_regular"]
 
 _FULL_RANGES = {
     torch.bool: (0.0, 1.0),
     torch.uint8: (0.0, 255.0),
     torch.uint16: (0.0, 65535.0),
 }
+# As Pillow: three times its 89 million pixels is a decompression bomb.
+_MOST_VALUES = 3 * 89_478_485
 # Pillow's modes that hold what we read as they are; other modes are converted by Pillow first.
 _KEPT_MODES = ("L", "LA", "RGB", "RGBA", "F", "I;16")
 _CONVERTED_MODES = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "CMYK": "RGB"}
@@ -95,6 +99,26 @@ def _channels_first(values: Tensor, name: str, last_allowed: bool) -> Tensor:
     return values
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; a pipe or device would block or never end.
+
+    Raises
+    ------
+    ImageError
+        When it is missing, a folder, a device, or cannot be read.
+    """
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path}: expected a picture file, got a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{path}: expected a picture file, got a device or pipe")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: expected a picture file, found none; check the path") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 def read_file(path: Path, source: str | None = None, name: str | None = None) -> Raw:
     """Read a picture file by its kind.
 
@@ -103,16 +127,7 @@ def read_file(path: Path, source: str | None = None, name: str | None = None) ->
     ImageError
         When it is missing, a folder, unreadable, or holds no single picture.
     """
-    try:
-        if path.is_dir():
-            raise ImageError(f"{path}: expected a picture file, got a folder; name a file in it")
-        if path.exists() and not path.is_file():
-            raise ImageError(f"{path}: expected a picture file, got a device or pipe")
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"{path}: expected a picture file, found none; check the path") from None
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    content = read_regular(path)
     facts = {
         "source": source or str(path),
         "name": name or path.stem,
@@ -134,7 +149,7 @@ def read_file(path: Path, source: str | None = None, name: str | None = None) ->
 def _numpy(path: Path, content: bytes) -> np.ndarray[Any, Any]:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise ImageError(f"{path}: expected a NumPy array file: {_first_line(error)}") from error
     if not isinstance(array, np.ndarray):
         raise ImageError(f"{path}: expected one array, got an archive; save the array alone")
@@ -142,6 +157,9 @@ def _numpy(path: Path, content: bytes) -> np.ndarray[Any, Any]:
 
 
 def _torch(path: Path, content: bytes) -> Tensor:
+    fault = archive_fault(io.BytesIO(content))
+    if fault is not None:
+        raise ImageError(f"{path}: expected a tensor saved by torch.save, got {fault}; refused")
     try:
         value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # every kind of damage shows as another exception of torch's
@@ -237,7 +255,15 @@ def _deep(path: Path, content: bytes, facts: dict[str, Any]) -> Raw:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             pages = len(file.pages)
             photometric = tifffile.PHOTOMETRIC(file.pages.first.photometric).name
+            values = math.prod(file.pages.first.shape)
+            if values > _MOST_VALUES:
+                raise ImageError(
+                    f"{path}: expected a picture of at most {_MOST_VALUES} values, got {values}; "
+                    "crop it first"
+                )
             array = file.pages.first.asarray()
+    except ImageError:
+        raise
     except Exception as error:  # damaged files raise whatever the decoder meets first
         raise ImageError(f"{path}: cannot be read as TIFF: {_first_line(error)}") from error
     if pages != 1 or photometric not in ("RGB", "MINISBLACK"):

@@ -24,16 +24,20 @@ from torch import Tensor, nn
 
 from eigenexp.checkpoints import (
     METADATA_KEY,
+    Difference,
     check_metadata,
     checkpoint_metadata,
     model_fingerprint,
+    plain,
     tensor_sha256,
 )
 from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelError
 from eigenexp.images import Picture
+from eigenexp.lightning_overhead import may_step_directly, silence_profiler
 from eigenexp.operators import AverageFisherOperator, FisherOperator
 from eigenexp.ranks import together
+from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import Spectrum
 
 __all__ = ["PRECISIONS", "EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
@@ -122,6 +126,9 @@ class EigendistortionModule(L.LightningModule):
     parallel
         ``"columns"``: under several processes each multiplies its share of a block's columns; pays
         with methods that ask for blocks. Other than that, processes do the same work twice.
+    operator_options
+        More of :class:`~eigenexp.FisherOperator`: ``chunk_size``, ``recompute``, ``compile``,
+        ``model_dtype`` (the model is then put in that precision, the solver stays in its own).
     solver_options
         Passed to the method, for instance ``basis_size=40`` for ``"lanczos"``.
 
@@ -150,6 +157,7 @@ class EigendistortionModule(L.LightningModule):
         max_products: int | None = None,
         route: str = "auto",
         parallel: str | None = None,
+        operator_options: Mapping[str, Any] | None = None,
         **solver_options: Any,
     ) -> None:
         super().__init__()
@@ -188,18 +196,29 @@ class EigendistortionModule(L.LightningModule):
         self.force_resume = False
         # Settings changed on purpose: never a reason to refuse a checkpoint.
         self.intended_changes: tuple[str, ...] = ("config",)
+        # What differed between a resumed checkpoint and the present.
+        self.resume_differences: list[Difference] = []
         # The callback that logs convergence sets this; without it the module logs for itself.
         self.logged_by_callback = False
         self.probe = nn.Parameter(torch.empty(0))
-        self._route = route
+        self._operator_options = {"route": route, **(operator_options or {})}
         self._operator: ModuleOperator | None = None
         self._solver: Eigensolver | None = None
         self._responses: Tensor | None = None
         self._gathered: Tensor | None = None
+        self._products: Tensor | None = None
+        self._steps_directly = False
         self._rng_state: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
         # Only the solver's state goes into a checkpoint, so a state dict never matches strictly.
         self.strict_loading = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; what Lightning notes some forty times a step takes the short way."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     # -- what a user reads -----------------------------------------------------------------------
 
@@ -264,6 +283,7 @@ class EigendistortionModule(L.LightningModule):
                 f"gradient_clip_val: expected None, got {trainer.gradient_clip_val}; the gradient "
                 "is the product F·v, which clipping falsifies"
             )
+        silence_profiler(trainer)
         dtype = torch.float64 if precision.startswith("64") else self._image.dtype
         device = trainer.strategy.root_device
         solver = self._solver
@@ -271,18 +291,19 @@ class EigendistortionModule(L.LightningModule):
             self._set_probe()
             return
         if isinstance(self.model, nn.Module):
-            self.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
+            model_dtype = self._operator_options.get("model_dtype") or dtype
+            self.model.requires_grad_(False).eval().to(device=device, dtype=model_dtype)
         self._image = self._image.to(device=device, dtype=dtype)
-        self._operator = self._make_operator(self._route)
+        self._operator = self._make_operator(self._operator_options)
         state = None if solver is None else solver.state_dict()
         self._solver = self._make_solver(self._operator)
         if state is not None:
-            self._solver.load_state_dict(state)
+            self._load(state)
         self._set_probe()
 
-    def _make_operator(self, route: str) -> ModuleOperator:
+    def _make_operator(self, options: Mapping[str, Any]) -> ModuleOperator:
         """Return the operator whose eigenpairs are sought."""
-        return FisherOperator(self.model, self._image, route=route)
+        return FisherOperator(self.model, self._image, **options)
 
     def _make_solver(self, operator: ModuleOperator) -> Eigensolver:
         """Return the solver of the settings."""
@@ -317,10 +338,17 @@ class EigendistortionModule(L.LightningModule):
         """Return the endless loader of solver steps."""
         return ProbeSteps()
 
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Drop the last product: there is one parameter."""
+        self.probe.grad = None
+
     # -- the loop --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Restore the global random state of a resumed run; keep the model in ``eval``."""
+        self._steps_directly = may_step_directly(self.trainer, self)
         if isinstance(self.model, nn.Module):
             self.model.eval()
         if self._rng_state is not None:
@@ -338,8 +366,33 @@ class EigendistortionModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return −½‖J V‖² for the block in the probe; its gradient is −F V."""
+        if self._steps_directly:
+            self._products, energy = self._multiply(self.probe.detach())
+            return -0.5 * energy
         apply = cast("Callable[..., Tensor]", _HalfSquaredResponse.apply)
         return apply(self.probe, self)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Put −F V where autograd would put it."""
+        if not self._steps_directly:
+            super().backward(loss, *args, **kwargs)
+            return
+        products, self._products = self._products, None
+        self.probe.grad = torch.zeros_like(self.probe) if products is None else products.neg()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Advance the solver, without the wrappers of optimizers that nothing here asks for."""
+        if not self._steps_directly or optimizer_closure is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        optimizer_closure()
+        self._advance()
 
     def _multiply(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return F V, or None where the solver asked for J V or Jᵀ U, and the energy ‖·‖²."""
@@ -450,6 +503,22 @@ class EigendistortionModule(L.LightningModule):
             **self.run_metadata,
         )
 
+    def _metadata_like(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return :meth:`metadata` for comparison, hashed in the checkpoint's precision.
+
+        Going from float32 to float64 keeps every weight and pixel: only hashed in float32 they are
+        seen to be the same.
+        """
+        current = self.metadata()
+        dtype = {str(d): d for d in (torch.float32, torch.float64)}.get(str(saved.get("dtype")))
+        if dtype is None or dtype == self.solver.dtype:
+            return current
+        response = self._response()
+        current["model"] = plain(model_fingerprint(self.model, self._image, response, dtype))
+        if self.picture is None:
+            current["picture"]["sha256"] = tensor_sha256(self._image.to(dtype))
+        return current
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace the weights by the solver's whole state and plain metadata."""
         checkpoint["state_dict"] = {}
@@ -487,14 +556,27 @@ class EigendistortionModule(L.LightningModule):
                 "state; pass the checkpoint of an eigenexp run"
             )
         if "metadata" in saved:
-            check_metadata(
+            self.resume_differences = check_metadata(
                 saved["metadata"],
-                self.metadata(),
+                self._metadata_like(saved["metadata"]),
                 force=self.force_resume,
                 intended=self.intended_changes,
             )
+        # max_time is what each process gets: a resumed one does not begin with its time used up.
+        callbacks = checkpoint.get("callbacks")
+        if isinstance(callbacks, dict):
+            callbacks.pop("Timer", None)
         self._rng_state = dict(saved["rng_state"])
         if saved["route"] != self.operator.route:
-            self._operator = self._make_operator(saved["route"])
-        self.solver.load_state_dict(saved["solver"])
+            self._operator = self._make_operator(
+                {**self._operator_options, "route": saved["route"]}
+            )
+        self._load(saved["solver"])
         self._set_probe()
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a solver's state; in another precision, from its vectors."""
+        if state_dtype(state) == self.solver.dtype:
+            self.solver.load_state_dict(state)
+        else:
+            self._solver = recast_solver(self.operator, self._settings, state)

@@ -154,7 +154,10 @@ def tensor_sha256(tensor: Tensor) -> str:
 
 
 def model_fingerprint(
-    model: nn.Module | Callable[..., Any], image: Tensor, response: Tensor | None = None
+    model: nn.Module | Callable[..., Any],
+    image: Tensor,
+    response: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Return what tells whether two models are the same function at a picture.
 
@@ -166,6 +169,9 @@ def model_fingerprint(
         ``(1, C, H, W)`` picture, in the model's dtype and device.
     response
         f(image), any shape, where at hand (``operator.response``); computed otherwise.
+    dtype
+        Hash the weights as they are in this precision: tells a model that was solved in float32
+        and is now held in float64. The output, which rounds differently, is then only sketched.
 
     Returns
     -------
@@ -182,6 +188,8 @@ def model_fingerprint(
         digest = hashlib.sha256()
         tensors = [*model.named_parameters(), *model.named_buffers()]
         for key, tensor in sorted(tensors, key=lambda item: item[0]):
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
             digest.update(f"{key} {tensor_sha256(tensor)}\n".encode())
         facts["weights_sha256"] = digest.hexdigest()
         facts["num_parameters"] = sum(p.numel() for p in model.parameters())
@@ -189,7 +197,8 @@ def model_fingerprint(
         with torch.no_grad():
             response = _flat(model(image))
     output = response.detach().cpu().reshape(-1)
-    facts["output_sha256"] = tensor_sha256(output)
+    if dtype is None:
+        facts["output_sha256"] = tensor_sha256(output)
     facts["output_sketch"] = _sketch(output)
     return facts
 

@@ -8,6 +8,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,26 @@ from eigenexp.building import (
     build_loggers,
     build_model,
     build_module,
+    build_picture,
     build_trainer,
     check_trusted,
 )
 from eigenexp.callbacks import GracefulStop, ResultFiles
 from eigenexp.checkpoints import find_checkpoint, load_metadata
 from eigenexp.config import override_config, plain_config
-from eigenexp.errors import CheckpointError
+from eigenexp.errors import CheckpointError, ConfigError, TrackingError
+from eigenexp.images import Picture
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.ranks import is_first_rank
-from eigenexp.runs import RunFolder, find_run, open_root
+from eigenexp.resuming import (
+    check_resolved,
+    claim_unfinished,
+    hold_run,
+    locate_run,
+    refresh_run,
+    resumed_picture,
+)
+from eigenexp.runs import RunFolder, open_root
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.study.running import StudyResult, fit_study, is_study, study_summary
 from eigenexp.tracking import MLflowLogger
@@ -36,6 +47,8 @@ from eigenexp.tracking import MLflowLogger
 __all__ = ["RunResult", "fit", "resume", "summary"]
 
 log = logging.getLogger(__name__)
+
+OUT_OF_TIME = 124
 
 
 @dataclass(frozen=True)
@@ -47,9 +60,9 @@ class RunResult:
     run_id
         Names the run in MLflow, TensorBoard and under ``<root>/checkpoints``.
     status
-        ``FINISHED``, ``KILLED`` (a signal) or ``FAILED``, as MLflow says it.
+        ``FINISHED``, ``KILLED`` (a signal, or ``max_time``) or ``FAILED``, as MLflow says it.
     exit_code
-        0, or 128 + the signal's number.
+        0, 128 + the signal's number, or 124 at ``max_time``, as ``timeout`` has it.
     spectrum
         The pairs with their certificates.
     paths
@@ -68,17 +81,18 @@ def fit(
     *,
     run: RunFolder | None = None,
     checkpoint: Path | None = None,
-    force: bool = False,
     say: Callable[[str], None] = print,
 ) -> RunResult | StudyResult:
     """Run the configured solve, tracked and resumable.
+
+    With ``resume: auto`` it goes on with the newest unfinished run of the same settings.
 
     Parameters
     ----------
     config
         From :func:`eigenexp.config.compose_config`, or a plain mapping of the same keys.
-    run, checkpoint, force
-        Continue this run from this checkpoint; ``force`` also where model or picture differ.
+    run, checkpoint
+        Go on with this run, from this checkpoint or, without one, from its beginning.
     say
         Receives the lines a person reads.
 
@@ -90,21 +104,84 @@ def fit(
     settings = dict(config) if isinstance(config, dict) else plain_config(config)
     root = open_root(settings["root"])
     settings["root"] = str(root)
-    _set_threads(settings["threads"])
     if is_study(settings):
+        return _solve_study(settings, root, run, say=say)
+    if run is not None:
+        if checkpoint is None:
+            picture = build_picture(settings)
+        else:
+            picture = resumed_picture(run, settings, load_metadata(checkpoint), say)
+        with hold_run(run):
+            return _solve(settings, root, Start(run, checkpoint, picture), say=say)
+    choice = settings.get("resume", "never")
+    if choice not in ("never", "auto"):
+        raise ConfigError(f"resume: expected never or auto, got {choice!r}")
+    if choice == "never":
+        return _solve(settings, root, say=say)
+    with claim_unfinished(settings, root) as claimed:
+        if claimed is None:
+            say("no unfinished run of these settings; a new one begins")
+            return _solve(settings, root, say=say)
+        found, last = claimed
+        say(f"going on with the unfinished run {found.run_id}, from {last}")
+        picture = resumed_picture(found, settings, load_metadata(last), say)
+        return _solve(settings, root, Start(found, last, picture), say=say)
 
-        def parent(title: str) -> MLflowLogger | None:
-            return _mlflow_logger(settings, root, run, title)
 
-        return fit_study(settings, root=root, mlflow_logger=parent, run=run, force=force, say=say)
-    model = build_model(settings["model"])
-    module, picture = build_module(settings, model)
-    module.force_resume = force
+@dataclass(frozen=True)
+class Start:
+    """What a resumed run begins with.
+
+    ``force`` also where model or picture differ; ``trust`` any class the configuration names;
+    ``intended`` fields of the checkpoint's metadata that were changed on purpose.
+    """
+
+    run: RunFolder
+    checkpoint: Path | None
+    picture: Picture
+    force: bool = False
+    trust: bool = True
+    intended: tuple[str, ...] = ()
+
+
+def _solve(
+    settings: dict[str, Any],
+    root: Path,
+    start: Start | None = None,
+    *,
+    say: Callable[[str], None] = print,
+) -> RunResult:
+    """Solve in a new run, or go on with one that the caller holds."""
+    _set_threads(settings["threads"])
+    picture = build_picture(settings) if start is None else start.picture
+    model = build_model(settings["model"], trust=start is None or start.trust)
+    module = build_module(settings, model, picture)
+    run = checkpoint = None
+    if start is not None:
+        run, checkpoint = start.run, start.checkpoint
+        module.force_resume = start.force
+        module.intended_changes += start.intended
 
     title = f"{_model_name(settings)} at {picture.name}"
     mlflow = _mlflow_logger(settings, root, run, title)
     run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
     folder = RunFolder(root, run_id)
+    with nullcontext() if start is not None else hold_run(folder):
+        return _run(folder, settings, module, picture, mlflow, checkpoint, title, say)
+
+
+def _run(
+    folder: RunFolder,
+    settings: dict[str, Any],
+    module: EigendistortionModule,
+    picture: Picture,
+    mlflow: MLflowLogger | None,
+    checkpoint: Path | None,
+    title: str,
+    say: Callable[[str], None],
+) -> RunResult:
+    """Run one solve in its folder and mark how it ended."""
+    run_id, root = folder.run_id, folder.root
     is_first = is_first_rank()
     if is_first:
         folder.write_record(config=settings, status="RUNNING", picture=picture.record, title=title)
@@ -115,29 +192,33 @@ def fit(
     trainer = build_trainer(settings, loggers, callbacks)
     if is_first:
         say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
-    status = "FAILED"
+    status, exit_code = "FAILED", 1
     try:
         for logger in loggers:
             logger.log_hyperparams(_parameters(settings, picture.record))
         _fit(trainer, module, checkpoint)
         stop = next(c for c in callbacks if isinstance(c, GracefulStop))
-        status = "KILLED" if stop.received is not None else "FINISHED"
+        exit_code = stop.exit_code or (OUT_OF_TIME if _is_out_of_time(trainer, module) else 0)
+        status = "KILLED" if exit_code else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        reason = _stop_reason(trainer, module, status)
-        if is_first:
-            folder.write_record(status=status, stop_reason=reason)
+        reason = _stop_reason(trainer, module, status, exit_code)
+        try:
+            if is_first:
+                folder.write_record(status=status, stop_reason=reason)
+        except TrackingError as error:  # what ended the run is more worth telling
+            log.warning("%s", error)
         if mlflow is not None:
-            mlflow.log_tags({"stop_reason": reason})
+            mlflow.log_tags({"stop_reason": reason, **_drift_tags(module)})
             mlflow.set_status(status)
             mlflow.close()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below says it, pair by pair
         spectrum = module.spectrum()
     # Lightning kills a run of which a process ends with another code than 0: the first one tells.
-    code = stop.exit_code if is_first else 0
+    code = exit_code if is_first else 0
     return RunResult(run_id, status, code, spectrum, results.paths)
 
 
@@ -155,7 +236,8 @@ def resume(
     Parameters
     ----------
     name
-        Run id, the start of one, ``last``, or a path into a run's folder.
+        Run id, the start of one, ``last``, or a path into a run's folder. A run that is not on this
+        machine is fetched from the tracking server, checkpoint and picture verified by their hash.
     overrides
         ``key=value`` changes, for instance ``solver.tol=1e-6`` or ``trainer.max_steps=9000``.
     root
@@ -170,30 +252,75 @@ def resume(
     EigenexpError
         When there is no such run or checkpoint, or it does not fit.
     """
-    run = find_run(name, root)
-    record = run.read_record()
-    if record.get("study"):
-        config = plain_config(
-            override_config({**record["config"], "root": str(run.root)}, overrides)
-        )
-        if not trust:
-            check_trusted(config["model"])
-        say(f"resuming {run.results}")
-        return fit(config, run=run, force=force, say=say)
+    run = locate_run(name, Path(root).absolute(), say)
+    if run.record_path.is_file() and run.read_record().get("study"):
+        return _resume_study(run, overrides, force, trust, say)
     given = Path(name)
-    checkpoint = find_checkpoint(given if given.is_file() else run.checkpoints)
-    saved = load_metadata(checkpoint).get("config")
-    if not isinstance(saved, Mapping):
-        raise CheckpointError(
-            f"{checkpoint}: expected the run's configuration in the checkpoint, got none; "
-            "continue it from your script with trainer.fit(module, ckpt_path=…)"
+    with hold_run(run):
+        if not given.is_file():
+            refresh_run(run, say)
+        checkpoint = find_checkpoint(given if given.is_file() else run.checkpoints)
+        saved = load_metadata(checkpoint)
+        if not isinstance(saved.get("config"), Mapping):
+            raise CheckpointError(
+                f"{checkpoint}: expected the run's configuration in the checkpoint, got none; "
+                "continue it from your script with trainer.fit(module, ckpt_path=…)"
+            )
+        if not trust:
+            check_resolved(saved["config"])
+        # The folder may have moved since; a changed root would start another store.
+        merged = override_config({**saved["config"], "root": str(run.root)}, overrides)
+        settings = plain_config(merged)
+        if not trust:
+            check_trusted(settings["model"])
+        changed = {override.partition("=")[0] for override in overrides}
+        new_picture = any(key == "image" or key.startswith("image.") for key in changed)
+        picture = (
+            build_picture(settings) if new_picture else resumed_picture(run, settings, saved, say)
         )
-    # The folder may have moved since; a changed root would start another store.
-    config = plain_config(override_config({**saved, "root": str(run.root)}, overrides))
+        intended = ("dtype",) if "trainer.precision" in changed else ()
+        say(f"resuming from {checkpoint}")
+        start = Start(run, checkpoint, picture, force, trust, intended)
+        return _solve(settings, open_root(run.root), start, say=say)
+
+
+def _solve_study(
+    settings: dict[str, Any],
+    root: Path,
+    run: RunFolder | None,
+    *,
+    force: bool = False,
+    trust: bool = True,
+    say: Callable[[str], None],
+) -> StudyResult:
+    """Solve the pictures of a new study, or the unfinished ones of one that the caller holds."""
+    _set_threads(settings["threads"])
+    model = build_model(settings["model"], trust=trust)
+
+    def parent(title: str) -> MLflowLogger | None:
+        return _mlflow_logger(settings, root, run, title)
+
+    return fit_study(
+        settings, model, root=root, mlflow_logger=parent, run=run, force=force, say=say
+    )
+
+
+def _resume_study(
+    run: RunFolder,
+    overrides: Sequence[str],
+    force: bool,
+    trust: bool,
+    say: Callable[[str], None],
+) -> StudyResult:
+    saved = run.read_record()["config"]
     if not trust:
-        check_trusted(config["model"])
-    say(f"resuming from {checkpoint}")
-    return fit(config, run=run, checkpoint=checkpoint, force=force, say=say)
+        check_resolved(saved)
+    settings = plain_config(override_config({**saved, "root": str(run.root)}, overrides))
+    if not trust:
+        check_trusted(settings["model"])
+    with hold_run(run):
+        say(f"resuming {run.results}")
+        return _solve_study(settings, open_root(run.root), run, force=force, trust=trust, say=say)
 
 
 # -- pieces ----------------------------------------------------------------------------------------
@@ -221,6 +348,15 @@ def _set_threads(threads: int | None) -> None:
         log.warning("%d threads on %d cores: set threads=%d", used, cores, cores)
 
 
+def _drift_tags(module: EigendistortionModule) -> dict[str, str]:
+    """Return what differed from the checkpoint; changed settings are told with the parameters."""
+    return {
+        f"drift.{difference.field}": f"{difference.saved} → {difference.current}"
+        for difference in module.resume_differences
+        if not difference.field.startswith("config.")
+    }
+
+
 def _model_name(settings: Mapping[str, Any]) -> str:
     name = str(settings["model"]["_target_"]).rpartition(".")[2]
     layer = settings["model"].get("layer")
@@ -243,23 +379,27 @@ def _mlflow_logger(
 
 
 def _parameters(settings: Mapping[str, Any], picture: Mapping[str, Any]) -> dict[str, Any]:
-    groups = ("model", "image", "solver", "trainer")
-    parameters: dict[str, Any] = {group: settings[group] for group in groups}
+    groups = ("model", "image", "solver", "operator", "trainer")
+    parameters: dict[str, Any] = {group: settings[group] for group in groups if group in settings}
     parameters["picture_sha256"] = picture["sha256"]
     return parameters
 
 
-def _stop_reason(trainer: Any, module: EigendistortionModule, status: str) -> str:
+def _is_out_of_time(trainer: Any, module: EigendistortionModule) -> bool:
+    """Whether the trainer's timer ended the run before the solver or the steps did."""
+    at_max_steps = trainer.global_step >= trainer.max_steps >= 0
+    return not at_max_steps and module.solver.stop_reason is StopReason.RUNNING
+
+
+def _stop_reason(trainer: Any, module: EigendistortionModule, status: str, code: int) -> str:
     """Say why the run ended, also where the trainer and not the solver ended it."""
     if status == "FAILED":
         error = sys.exc_info()[1]
         return f"failed: {type(error).__name__}" if error is not None else "failed"
     if status == "KILLED":
-        return "signal"
+        return "max_time" if code == OUT_OF_TIME else "signal"
     reason = module.solver.stop_reason
-    if reason is not StopReason.RUNNING:
-        return str(reason.value)
-    return "max_steps" if trainer.global_step >= trainer.max_steps >= 0 else "max_time"
+    return str(reason.value) if reason is not StopReason.RUNNING else "max_steps"
 
 
 # -- what a person reads ---------------------------------------------------------------------------
@@ -276,7 +416,8 @@ def summary(result: RunResult | StudyResult) -> list[str]:
         lines.append(f"picture:   {result.paths['distortions.png']}")
         lines.append(f"results:   {result.paths['distortions.png'].parent}")
     if result.status == "KILLED":
-        lines.append(f"stopped by a signal; go on with: eigenexp resume {result.run_id}")
+        cause = "at trainer.max_time" if result.exit_code == OUT_OF_TIME else "by a signal"
+        lines.append(f"stopped {cause}; go on with: eigenexp resume {result.run_id}")
     elif not (len(result.spectrum) and bool(result.spectrum.converged.all())):
         lines.append(f"not every pair is proven; go on with: eigenexp resume {result.run_id} …")
     lines.append("dashboard: eigenexp ui")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,15 +37,57 @@ class RunFolder:
         """File of the run's record: configuration and status."""
         return self.checkpoints / "run.json"
 
-    def write_record(self, **facts: Any) -> None:
-        """Add ``facts`` to the run's record, atomically."""
-        from eigenexp.atomic import write_json_atomic
+    @contextmanager
+    def _released(self, lock: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Take the run for this process alone, until the returned context ends.
+
+        The operating system lets go of it when the process dies, however it does.
+
+        Raises
+        ------
+        CheckpointError
+            When another process holds it.
+        """
+        from filelock import FileLock, Timeout
 
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.checkpoints / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CheckpointError(
+                f"run {self.run_id}: expected a run that nobody works on, got one that another "
+                "process is solving; wait for it, or stop it first"
+            ) from error
+        return self._released(lock)
+
+    def write_record(self, **facts: Any) -> None:
+        """Add ``facts`` to the run's record, atomically.
+
+        Raises
+        ------
+        TrackingError
+            When there is no room or permission.
+        """
+        from eigenexp.atomic import write_json_atomic
+
         before = self.read_record() if self.record_path.exists() else {}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"created": now, **before, **facts, "updated": now, "run_id": self.run_id}
-        write_json_atomic(self.record_path, record)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(self.record_path, record)
+        except OSError as error:
+            raise TrackingError(
+                f"{self.record_path}: expected room and permission to write the run's record, got "
+                f"{error.strerror or error}; free space, or set root=… to another folder"
+            ) from error
 
     def read_record(self) -> dict[str, Any]:
         """Return the run's record.
@@ -56,7 +99,7 @@ class RunFolder:
         """
         try:
             record = json.loads(self.record_path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.record_path}: expected the run's record, got {error}"
             ) from error
@@ -107,11 +150,13 @@ def find_run(name: str, root: str | Path) -> RunFolder:
     path = Path(name)
     if path.exists():
         folder = path if path.is_dir() else path.parent
-        if (folder / "run.json").is_file() and folder.parent.name == "checkpoints":
-            return RunFolder(folder.absolute().parent.parent, folder.absolute().name)
+        folder = folder.absolute()
+        run = RunFolder(folder.parent.parent, folder.name)
+        if run.record_path.is_file() and folder in (run.checkpoints, run.results):
+            return run
         raise RunNotFoundError(
-            f"{name}: expected a run's folder under <root>/checkpoints or a checkpoint in it, got "
-            "a path without run.json beside it; name the run by its id"
+            f"{name}: expected a run's folder under <root>/checkpoints or <root>/results, or a "
+            "file in it, got a path without run.json; name the run by its id"
         )
     runs = list_runs(root)
     if name == "last" and runs:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from eigenexp.archives import archive_fault
 from eigenexp.atomic import replacing
 from eigenexp.errors import CheckpointError, InputError, InputTypeError
 from eigenexp.orthogonal_iteration import OrthogonalIteration
@@ -211,6 +212,11 @@ def _raw(path: Any, map_location: Any, options: Mapping[str, Any]) -> dict[str, 
         )
     if not hasattr(path, "read") and not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected a saved file, got no file there")
+    if not hasattr(path, "read"):
+        with open(path, "rb") as file:
+            fault = archive_fault(file)
+        if fault is not None:
+            raise _foreign(path, fault)
     try:
         with warnings.catch_warnings():
             # What torch has to say about a foreign archive is said once, in the error below.

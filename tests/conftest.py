@@ -13,6 +13,15 @@ import torch
 from torch import Tensor, nn
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, this machine has none"))
+
+
 class Quadratic(nn.Module):
     """f(x) = A x + ½ x∘x·c: its Jacobian A + c·diag(x) is known in closed form."""
 

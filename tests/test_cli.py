@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -220,7 +221,14 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_marks_the_run_and_says_so(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
@@ -236,6 +244,55 @@ def test_a_signal_saves_marks_the_run_and_says_so(
     assert (found.results / "spectrum.safetensors").is_file()
     with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("KILLED",)]
+
+
+def test_max_time_saves_and_says_so_and_each_process_gets_it(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = [*LONG, "image.crop=[120,220,48,48]", "solver.tol=1e-14", "solver.k=4"]
+    endless += ["trainer.precision=64-true", "trainer.max_steps=-1", "trainer.max_time=00:00:00:02"]
+    assert main(["fit", *endless, "logger=csv"]) == 124
+    assert "stopped at trainer.max_time; go on with: eigenexp resume" in capsys.readouterr().out
+    found = only_run(in_tmp)
+    record = found.read_record()
+    assert (record["status"], record["stop_reason"]) == ("KILLED", "max_time")
+    before = json.loads((found.checkpoints / "last.metadata.json").read_text())["step"]
+    (table,) = in_tmp.glob("mlruns/csv/*/metrics.csv")
+    content = table.read_text()
+    assert main(["resume", "last"]) == 124
+    assert table.read_text() == content
+    assert len(list(in_tmp.glob("mlruns/csv/*/metrics.csv"))) == 2
+    after = json.loads((found.checkpoints / "last.metadata.json").read_text())["step"]
+    assert after > before + 3
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_whole(tmp_path: Path) -> None:
+    from eigenexp.checkpoints import find_checkpoint, verify_checkpoint
+
+    root = tmp_path / "mlruns"
+    root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(root)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no permission to mount a small disk")
+    try:
+        process = start(tmp_path, "fit", *LONG, "logger=none")
+        wait_for(tmp_path, process)
+        with contextlib.suppress(OSError), (root / "filler").open("wb", 0) as file:
+            while file.write(bytes(4096)):
+                pass
+        time.sleep(1.0)
+        assert process.poll() is None  # it goes on
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert "Traceback" not in errors
+        last = errors.strip().splitlines()[-1]
+        assert last.startswith("eigenexp: ")
+        assert "free space" in last
+        verify_checkpoint(find_checkpoint(only_run(tmp_path).checkpoints))
+    finally:
+        subprocess.run(["umount", "--lazy", str(root)], check=False)
 
 
 def test_kill_minus_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:

@@ -289,3 +289,49 @@ def test_the_probe_has_plain_strides_as_ddp_demands(method: str, tmp_path: Path)
     module = EigendistortionModule(nn.Tanh(), image, method=method, tol=1e-3)
     trainer(tmp_path, max_steps=1).fit(module)
     assert module.probe.stride() == torch.empty(module.probe.shape).stride()
+
+
+class OptimizerHook(L.Callback):
+    """A callback that looks at the product before the solver takes it."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        (probe,) = pl_module.parameters()
+        assert probe.grad is not None
+        self.norms.append(float(probe.grad.norm()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_short_way_and_the_whole_way_give_the_same_bits(
+    method: str, small_problem: tuple[Quadratic, Tensor, Tensor], tmp_path: Path
+) -> None:
+    model, image, _ = small_problem
+    hook = OptimizerHook()
+    spectra = []
+    for callbacks, is_short in (([], True), ([hook], False)):
+        module = EigendistortionModule(model, image, method=method, k=2, tol=1e-4)
+        fitted = trainer(tmp_path, callbacks)
+        fitted.fit(module)
+        assert module._steps_directly is is_short
+        spectra.append(module.spectrum())
+    assert len(hook.norms) == fitted.global_step
+    assert min(hook.norms) > 0
+    assert torch.equal(spectra[0].eigenvectors, spectra[1].eigenvectors)
+    assert torch.equal(spectra[0].eigenvalues, spectra[1].eigenvalues)
+
+
+def test_a_profiler_of_the_users_own_stays(
+    small_problem: tuple[Quadratic, Tensor, Tensor], tmp_path: Path
+) -> None:
+    from lightning.pytorch.profilers import SimpleProfiler
+
+    model, image, _ = small_problem
+    profiler = SimpleProfiler(dirpath=tmp_path, filename="times")
+    trainer(tmp_path, max_steps=3, profiler=profiler).fit(
+        EigendistortionModule(model, image, method="power")
+    )
+    assert any("training_step" in name for name in profiler.recorded_durations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -12,11 +13,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.checkpoints import AtomicCheckpointIO, metadata_path
-from eigenexp.errors import InputError
+from eigenexp.errors import CheckpointError, InputError
 
 __all__ = ["SolverCheckpoint"]
+
+log = logging.getLogger(__name__)
 
 
 class SolverCheckpoint(Checkpoint):
@@ -24,17 +28,24 @@ class SolverCheckpoint(Checkpoint):
 
     Each file is complete or absent (written beside its place, synced, renamed), has a
     ``.metadata.json`` with its sha256 beside it, and is handed to loggers that keep artifacts as
-    ``checkpoints/last`` and ``checkpoints/best``.
+    ``checkpoints/last`` and ``checkpoints/best``. Loggers write out what they hold before each, so
+    that no point from before a checkpoint is lost with the machine. A save that fails, on a full
+    disk, is told and tried again; only one that fails at the end ends the run with an error.
 
     Parameters
     ----------
     dirpath
         Folder of the files; ``None`` for ``<trainer.default_root_dir>/checkpoints``.
     every_n_steps
-        Steps between checkpoints: at the most these are lost in a crash.
+        Steps between checkpoints: these are lost in a crash.
     every_seconds
         Also save when this much time has passed; ``None`` for steps alone. Never changes the
         numbers of a run, only which of its steps can be resumed from.
+    max_share
+        Part of the run's time that saving may take. Where a save takes longer than that part of
+        the time since the one before (hundreds of megabytes, or very fast steps), it waits: a save
+        of 1 s comes every 50 s at the default. The end and a graceful stop are always saved.
+        ``None``: save whenever due, whatever it costs.
     keep
         Older checkpoints kept beside ``last`` and ``best``, to fall back on.
     upload
@@ -48,6 +59,7 @@ class SolverCheckpoint(Checkpoint):
         every_seconds: float | None = None,
         keep: int = 2,
         upload: bool = True,
+        max_share: float | None = 0.02,
     ) -> None:
         super().__init__()
         if every_n_steps < 1 or keep < 0:
@@ -61,6 +73,8 @@ class SolverCheckpoint(Checkpoint):
         self.upload = upload
         self.best_residual = math.inf
         self.best_step = -1
+        self._pace = Pace(max_share, "max_share")
+        self._is_due = False
         self._saved_step = -1
         self._saved_at = 0.0
 
@@ -105,31 +119,69 @@ class SolverCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save when due."""
-        due = trainer.global_step % self.every_n_steps == 0
-        if self.every_seconds is not None and not due:
-            late = time.monotonic() - self._saved_at >= self.every_seconds
-            due = trainer.strategy.reduce_boolean_decision(late, all=False)
-        if due:
+        """Save when due, as soon as the pace allows."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._is_due = True
+        if self._agree(trainer):
             self._save(trainer, pl_module)
 
+    def _agree(self, trainer: L.Trainer) -> bool:
+        """Decide on the first rank's clock: every rank takes part in saving."""
+        late = self.every_seconds is not None and (
+            time.monotonic() - self._saved_at >= self.every_seconds
+        )
+        if trainer.world_size == 1:
+            return (self._is_due or late) and self._pace.is_ready
+        if not self._is_due and self.every_seconds is None:
+            return False
+        ready = trainer.is_global_zero and (self._is_due or late) and self._pace.is_ready
+        return bool(trainer.strategy.reduce_boolean_decision(ready, all=False))
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last state, wherever the run stopped."""
-        self._save(trainer, pl_module)
+        """Save the last state, wherever the run stopped.
+
+        Raises
+        ------
+        CheckpointError
+            When it cannot be written; earlier ones are intact.
+        """
+        self._save(trainer, pl_module, at_end=True)
 
     # -- files -----------------------------------------------------------------------------------
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _save(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *, at_end: bool = False
+    ) -> None:
         step = trainer.global_step
-        if step == self._saved_step:
+        # One rank may have failed to write what the others take for saved: at the end, all again.
+        if step == self._saved_step and trainer.world_size == 1:
             return
-        self._saved_step = step
+        best = (self.best_residual, self.best_step)
+        self._is_due = False
         self._saved_at = time.monotonic()
+        try:
+            with self._pace.measure():
+                self._write(trainer, pl_module, step)
+        except (CheckpointError, OSError) as error:
+            self.best_residual, self.best_step = best
+            if at_end:
+                raise
+            log.warning("%s. The solve goes on and tries again at the next save", error)
+        else:
+            self._saved_step = step
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         worst = solver_module(pl_module).solver.progress().worst
         better = worst < self.best_residual
         if better:
             self.best_residual, self.best_step = worst, step
-        trainer.save_checkpoint(self.last_path)  # every rank takes part
+        for logger in trainer.loggers:
+            logger.save()
+        try:
+            trainer.save_checkpoint(self.last_path)  # every rank takes part
+        except CheckpointError:
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
+            raise
         if not trainer.is_global_zero:
             return
         kinds = ["last"]

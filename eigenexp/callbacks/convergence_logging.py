@@ -11,6 +11,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from eigenexp.callbacks.memory import memory_metrics
+from eigenexp.callbacks.sending import forget_points_from, send_point, write_directly
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.eigensolvers import Eigensolver
 from eigenexp.eigensolvers.base import Progress
@@ -65,8 +67,9 @@ class ConvergenceLogging(L.Callback):
     Metrics: ``residual/<i>`` (‖Fv − λv‖ / λmax), ``eigenvalue/<i>``, ``worst_residual``,
     ``worst_residual_over_tol``, ``eigenvalue_change`` (2-norm of the change since the last point,
     over λmax), ``subspace_angle/top`` and ``/bottom`` (radians, since the last angle),
-    ``products``, ``trainer_step``, ``step_seconds``, ``elapsed_seconds``. ``<i>`` counts 0, 1, …
-    from the largest and -1, -2, … from the smallest eigenvalue.
+    ``products``, ``trainer_step``, ``step_seconds``, ``elapsed_seconds``, ``memory_mb`` and on a
+    GPU ``gpu_memory_mb`` and ``gpu_memory_peak_mb``. ``<i>`` counts 0, 1, … from the largest and
+    -1, -2, … from the smallest eigenvalue.
 
     Parameters
     ----------
@@ -113,9 +116,14 @@ class ConvergenceLogging(L.Callback):
         solver_module(pl_module).logged_by_callback = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; a resumed run repeats the steps after its checkpoint."""
         self._clock = time.perf_counter()
         self._steps_since = 0
+        if trainer.is_global_zero:
+            products = solver_module(pl_module).solver.num_products
+            for logger in trainer.loggers:
+                write_directly(logger)
+                forget_points_from(logger, products + 1)
 
     def on_train_batch_end(
         self,
@@ -144,6 +152,7 @@ class ConvergenceLogging(L.Callback):
         metrics = convergence_metrics(progress, solver.settings.n)
         metrics["trainer_step"] = float(trainer.global_step)
         metrics.update(self._times())
+        metrics.update(memory_metrics(solver.device))
         metrics.update(self._changes(progress))
         every = self.angle_every_n_steps
         if every and (solver.done or trainer.global_step % every == 0):
@@ -152,7 +161,7 @@ class ConvergenceLogging(L.Callback):
         self._remember(progress, metrics, solver.settings.n)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=products)
+                send_point(logger, metrics, products)
 
     # -- the quantities --------------------------------------------------------------------------
 
@@ -227,7 +236,7 @@ class ConvergenceLogging(L.Callback):
         return type(self).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """Return history and counters as plain containers."""
+        """Return history, counters, and what the next change and angle are taken from."""
         return {
             "history": {
                 key: {k: list(v) for k, v in value.items()}
@@ -239,6 +248,8 @@ class ConvergenceLogging(L.Callback):
             "points": self._points,
             "last_logged": self._last_logged,
             "elapsed": self._elapsed,
+            "eigenvalues": self._eigenvalues,
+            "subspaces": dict(self._subspaces),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -248,3 +259,5 @@ class ConvergenceLogging(L.Callback):
         self._points = state_dict["points"]
         self._last_logged = state_dict["last_logged"]
         self._elapsed = state_dict["elapsed"]
+        self._eigenvalues = state_dict.get("eigenvalues")
+        self._subspaces = dict(state_dict.get("subspaces", {}))

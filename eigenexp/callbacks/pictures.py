@@ -5,34 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-import numpy as np
-import numpy.typing as npt
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from eigenexp.callbacks.convergence_logging import pair_name
+from eigenexp.callbacks.pacing import Pace
+from eigenexp.callbacks.sending import send_picture
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.errors import InputError
 
-__all__ = ["DistortionPictures", "send_picture"]
-
-
-def send_picture(logger: Logger, key: str, pixels: npt.NDArray[np.uint8], step: int) -> bool:
-    """Hand a uint8 ``(H, W[, 3])`` picture to ``logger``; ``False`` if it takes none."""
-    if isinstance(logger, TensorBoardLogger):
-        layout = "HWC" if pixels.ndim == 3 else "HW"
-        logger.experiment.add_image(key, pixels, step, dataformats=layout)
-        return True
-    if isinstance(logger, MLFlowLogger):
-        logger.experiment.log_image(logger.run_id, pixels, key=key, step=step)
-        return True
-    log_image = getattr(logger, "log_image", None)
-    if log_image is None:
-        return False
-    if hasattr(logger, "log_pictures_by_key"):
-        log_image(key, pixels, step)
-    else:  # the signature of Lightning's other loggers
-        log_image(key=key, images=[pixels], step=step)
-    return True
+__all__ = ["DistortionPictures"]
 
 
 class DistortionPictures(L.Callback):
@@ -44,9 +24,14 @@ class DistortionPictures(L.Callback):
         Steps between pictures; 0 for the end only.
     max_pairs
         Pairs shown at the most, from both ends.
+    max_share
+        Part of the run's time that pictures may take; some are left out where drawing would take
+        more. ``None`` for no limit.
     """
 
-    def __init__(self, every_n_steps: int = 100, max_pairs: int = 8) -> None:
+    def __init__(
+        self, every_n_steps: int = 100, max_pairs: int = 8, max_share: float | None = 0.01
+    ) -> None:
         if every_n_steps < 0 or max_pairs < 1:
             raise InputError(
                 "every_n_steps, max_pairs: expected at least 0 and 1, "
@@ -54,6 +39,7 @@ class DistortionPictures(L.Callback):
             )
         self.every_n_steps = every_n_steps
         self.max_pairs = max_pairs
+        self._pace = Pace(max_share, "max_share")
         self._last_sent = -1
 
     def on_train_batch_end(
@@ -65,8 +51,10 @@ class DistortionPictures(L.Callback):
         batch_idx: int,
     ) -> None:
         """Send pictures when they are due."""
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._send(trainer, pl_module)
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if due and self._pace.is_ready:
+            with self._pace.measure():
+                self._send(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Send the last pictures."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import lightning as L
 
+from eigenexp.errors import InputError
+
 __all__ = ["GracefulStop"]
 
 log = logging.getLogger(__name__)
@@ -22,13 +24,17 @@ _SIGNALS = tuple(
 class GracefulStop(L.Callback):
     """Turn a signal into a clean stop after the current step, agreed across ranks.
 
-    The handler only sets a flag, so nothing is saved in mid-step. A second SIGINT raises
-    ``KeyboardInterrupt`` at once. The handlers are in place during ``trainer.fit`` only.
+    The handler only sets a flag, so nothing is saved in mid-step; a signal to any one rank stops
+    all. Loggers that take a status are told ``KILLED``, and to wait for their store no longer than
+    ``patience``: schedulers kill what lingers. A second SIGINT raises ``KeyboardInterrupt`` at
+    once. The handlers are in place until everything is written, and gone after ``trainer.fit``.
 
     Parameters
     ----------
     every_n_steps
         Steps between agreements across ranks; a single process looks at every step.
+    patience
+        Seconds that sending may take in all, from the stop on. SLURM leaves 30.
 
     Attributes
     ----------
@@ -36,9 +42,16 @@ class GracefulStop(L.Callback):
         The signal that stopped the run, or ``None``.
     """
 
-    def __init__(self, every_n_steps: int = 5) -> None:
+    def __init__(self, every_n_steps: int = 5, patience: float = 15.0) -> None:
+        if every_n_steps < 1 or patience < 0:
+            raise InputError(
+                "every_n_steps, patience: expected at least 1 and 0, "
+                f"got {every_n_steps} and {patience}"
+            )
         self.every_n_steps = every_n_steps
+        self.patience = patience
         self.received: int | None = None
+        self._pending: int | None = None
         self._previous: dict[int, Any] = {}
 
     @property
@@ -48,16 +61,16 @@ class GracefulStop(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the handlers in place (signals reach Python's main thread only)."""
-        self.received = None
+        self.received = self._pending = None
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        if self._pending is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self._pending = number
 
     def on_train_batch_end(
         self,
@@ -68,25 +81,40 @@ class GracefulStop(L.Callback):
         batch_idx: int,
     ) -> None:
         """Stop where a signal was received; under several ranks, where any of them received one."""
-        stop = self.received is not None
+        if self.received is not None:
+            return
+        agreed = self._pending
         if trainer.world_size > 1:
             if trainer.global_step % self.every_n_steps:
                 return
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-            if stop and self.received is None:
-                self.received = int(signal.SIGTERM)
-        if stop and not trainer.should_stop:
-            trainer.should_stop = True
-            name = signal.Signals(self.received or signal.SIGTERM).name
-            log.warning("%s: stopping after step %d and saving", name, trainer.global_step)
+            agreed = self._agree(trainer)
+        if agreed is None:
+            return
+        self.received = agreed
+        trainer.should_stop = True
+        name = signal.Signals(agreed).name
+        log.warning("%s: stopping after step %d and saving", name, trainer.global_step)
+        for logger in trainer.loggers:
+            hurry = getattr(logger, "hurry", None)
+            if hurry is not None:
+                hurry("KILLED", self.patience)
+
+    def _agree(self, trainer: L.Trainer) -> int | None:
+        """Return a signal that any rank received, the same one on all."""
+        pending, strategy = self._pending, trainer.strategy
+        if not strategy.reduce_boolean_decision(pending is not None, all=False):
+            return None
+        got = [strategy.reduce_boolean_decision(pending == n, all=False) for n in _SIGNALS]
+        return int(_SIGNALS[got.index(True)])
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._handle:  # else Lightning was here before us
+                signal.signal(number, handler)
         self._previous.clear()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the previous handlers back."""
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Put the previous handlers back: the last checkpoint and the results are written."""
         self._restore()
 
     def on_exception(

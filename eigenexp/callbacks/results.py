@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import lightning as L
 from eigenexp.callbacks.convergence_logging import ConvergenceLogging
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.checkpoints import write_atomic
+from eigenexp.errors import CheckpointError
+from eigenexp.picture_files import PICTURE_FILE, save_picture
 from eigenexp.spectrum import Spectrum
 
-__all__ = ["ResultFiles", "eigenvalue_table"]
+__all__ = ["CONVERGENCE_FILE", "ResultFiles", "convergence_table", "eigenvalue_table"]
+
+CONVERGENCE_FILE = "convergence.csv"
 
 
 def eigenvalue_table(spectrum: Spectrum) -> str:
@@ -28,10 +33,28 @@ def eigenvalue_table(spectrum: Spectrum) -> str:
     return text.getvalue()
 
 
-class ResultFiles(L.Callback):
-    """Write ``spectrum.safetensors``, ``eigenvalues.csv`` and figures when the fit ends.
+def convergence_table(history: Mapping[str, Any]) -> str:
+    """Return the curves as CSV: products, seconds, then ``residual/<i>`` and ``eigenvalue/<i>``.
 
-    A fit that was stopped early writes what it has, with the status that says so.
+    Residuals are ‖Fv − λv‖ / λmax; a pair not known yet is an empty cell.
+    """
+    columns = {"products": history["products"], "seconds": history["seconds"]}
+    for kind, prefix in (("residuals", "residual"), ("eigenvalues", "eigenvalue")):
+        columns |= {f"{prefix}/{name}": values for name, values in history[kind].items()}
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow("" if math.isnan(value) else repr(value) for value in row)
+    return text.getvalue()
+
+
+class ResultFiles(L.Callback):
+    """Write the picture when the fit begins, and spectrum, tables and figures when it ends.
+
+    ``picture.safetensors`` lets a run be resumed and reported where its source is missing;
+    ``spectrum.safetensors``, ``eigenvalues.csv`` and ``convergence.csv`` are the result. A fit that
+    was stopped early writes what it has, with the status that says so.
 
     Parameters
     ----------
@@ -59,33 +82,62 @@ class ResultFiles(L.Callback):
         self.metadata = dict(metadata or {})
         self.paths: dict[str, Path] = {}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the picture on the first rank and hand it to the loggers."""
+        if not trainer.is_global_zero:
+            return
+        module = solver_module(pl_module)
+        folder = self._folder(trainer)
+        source = module.image if module.picture is None else module.picture
+        self.paths[PICTURE_FILE] = save_picture(source, folder / PICTURE_FILE)
+        _hand_over(trainer, [self.paths[PICTURE_FILE]])
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the files on the first rank and hand them to the loggers."""
-        if trainer.is_global_zero:
+        """Write the files on the first rank and hand them to the loggers.
+
+        Raises
+        ------
+        CheckpointError
+            When there is no room or permission; the last checkpoint holds the same pairs.
+        """
+        if not trainer.is_global_zero:
+            return
+        try:
             self.write(trainer, pl_module)
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or self.dirpath}: expected room and permission to write the "
+                f"results, got {error.strerror or error}; free space and resume from the last "
+                "checkpoint, which is intact"
+            ) from error
 
     def write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write everything now; a logger without artifacts is passed over."""
         module = solver_module(pl_module)
         spectrum = module.solver.result().reshape(module.operator.image_shape)
         spectrum = spectrum.with_metadata({**module.metadata(), **self.metadata})
-        folder = self.dirpath or Path(trainer.default_root_dir) / "results"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder(trainer)
         self.paths["spectrum.safetensors"] = spectrum.save(folder / "spectrum.safetensors")
         table = folder / "eigenvalues.csv"
         write_atomic(table, eigenvalue_table(spectrum).encode())
         self.paths[table.name] = table
+        history = _history(trainer)
+        if history is not None:
+            curves = folder / CONVERGENCE_FILE
+            self.paths[curves.name] = write_atomic(curves, convergence_table(history).encode())
         for name, figure in self._figures(trainer, pl_module, spectrum).items():
             path = folder / f"{name}.png"
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=120)
             write_atomic(path, buffer.getvalue())
             self.paths[path.name] = path
-        for logger in trainer.loggers:
-            log_artifact = getattr(logger, "log_artifact", None)
-            if log_artifact is not None:
-                for path in self.paths.values():
-                    log_artifact(path, "results")
+        kept = [path for name, path in self.paths.items() if name != PICTURE_FILE]
+        _hand_over(trainer, kept)
+
+    def _folder(self, trainer: L.Trainer) -> Path:
+        folder = self.dirpath or Path(trainer.default_root_dir) / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _figures(
         self, trainer: L.Trainer, pl_module: L.LightningModule, spectrum: Spectrum
@@ -101,7 +153,24 @@ class ResultFiles(L.Callback):
         if len(spectrum):  # a solver stopped before its first estimate has no pair to show
             figures["distortions"] = distortion_figure(spectrum, module.image, title=title)
             figures["spectrum"] = spectrum_figure(spectrum)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ConvergenceLogging) and callback.history["products"]:
-                figures["convergence"] = convergence_figure(callback.history)
+        history = _history(trainer)
+        if history is not None:
+            figures["convergence"] = convergence_figure(history)
         return figures
+
+
+def _history(trainer: L.Trainer) -> dict[str, Any] | None:
+    """Return what the convergence callback remembers, if there is one and it has a point."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ConvergenceLogging) and callback.history["products"]:
+            return callback.history
+    return None
+
+
+def _hand_over(trainer: L.Trainer, paths: Iterable[Path]) -> None:
+    """Give files to every logger that keeps artifacts; one without is passed over."""
+    for logger in trainer.loggers:
+        log_artifact = getattr(logger, "log_artifact", None)
+        if log_artifact is not None:
+            for path in paths:
+                log_artifact(path, "results")

@@ -113,6 +113,7 @@ def make_solver(operator: FisherLike, method: str = "auto", **settings: Any) -> 
         dtype=operator.dtype,
         device=operator.device,
         start=operator.start,
+        product_eps=float(getattr(operator, "product_eps", 0.0)),
         **settings,
     )
 
@@ -124,7 +125,7 @@ def _settings_of(kind: type[Eigensolver]) -> set[str]:
     return common | (set(own) - {"self", "n", "settings"} - set(_FROM_OPERATOR))
 
 
-_FROM_OPERATOR = ("rank_bound", "image_shape", "dtype", "device", "start")
+_FROM_OPERATOR = ("rank_bound", "image_shape", "dtype", "device", "start", "product_eps")
 
 
 def multiply(operator: FisherLike, request: Request, block: Tensor) -> tuple[Tensor, Tensor | None]:

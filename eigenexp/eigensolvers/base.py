@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from eigenexp.eigensolvers.numerics import rounding_floor
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ProductError
 from eigenexp.spectrum import Spectrum, StopReason
 
@@ -133,6 +134,8 @@ class Eigensolver(abc.ABC):
     start
         ``(n, s)`` vectors worth trying first (the picture and the constant, for gain control), or
         ``None``. Need not be orthogonal.
+    product_eps
+        Relative rounding of the products where it is worse than ``dtype``'s (a bf16 network).
     """
 
     name: ClassVar[str]
@@ -151,6 +154,7 @@ class Eigensolver(abc.ABC):
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         start: Tensor | None = None,
+        product_eps: float = 0.0,
     ) -> None:
         self.settings = Settings(
             n=n,
@@ -168,6 +172,9 @@ class Eigensolver(abc.ABC):
             )
         self.dtype = dtype
         self.device = torch.device(device)
+        # Relative rounding of one product, and the residual over λmax it cannot resolve.
+        self.eps = max(float(torch.finfo(dtype).eps), product_eps)
+        self.floor = rounding_floor(dtype, n, product_eps)
         if start is not None:
             if start.ndim != 2 or start.shape[0] != n:
                 raise InputError(f"start: expected shape ({n}, s), got {tuple(start.shape)}")

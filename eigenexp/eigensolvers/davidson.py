@@ -17,7 +17,6 @@ from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress
 from eigenexp.eigensolvers.modulated_convolution import ModulatedConvolution, fit_surrogate
-from eigenexp.eigensolvers.numerics import rounding_floor
 from eigenexp.eigensolvers.reporting import make_spectrum, miss_notes
 from eigenexp.eigensolvers.search_space import SearchSpace
 from eigenexp.eigensolvers.verification import TrueResiduals
@@ -119,7 +118,9 @@ class Davidson(Eigensolver):
         elif basis_size < 2:
             raise InputError(f"basis_size: expected at least 2 vectors, got {basis_size}")
         self.basis_size = min(n, max(basis_size, least))
-        self._space = SearchSpace(n, self.basis_size, dtype=self.dtype, device=self.device)
+        self._space = SearchSpace(
+            n, self.basis_size, dtype=self.dtype, device=self.device, eps=self.eps, floor=self.floor
+        )
         # Several top pairs come cheapest from one Krylov space, which other vectors would spoil.
         self._krylov = self._num_top > 1 and self._num_bottom > 0
         self._probes_left = min(probes, n)
@@ -331,7 +332,7 @@ class Davidson(Eigensolver):
     def _limit(self) -> float:
         tol = 0.97 * self.settings.tol / (1 + self._truth.failures)
         # Below rounding a residual means nothing: let the true products decide.
-        return max(tol, 0.25 * rounding_floor(self.dtype, self.settings.n)) * self._space.scale
+        return max(tol, 0.25 * self.floor) * self._space.scale
 
     def _targets(self) -> tuple[str, list[int]]:
         """Return the end to work on and the places of its unconverged pairs, outermost first."""
@@ -366,7 +367,7 @@ class Davidson(Eigensolver):
             return
         self._stood += 1
         if self._stood >= max(200, 2 * self.basis_size):
-            floor = 10 * rounding_floor(self.dtype, self.settings.n) * self._space.scale
+            floor = 10 * self.floor * self._space.scale
             at_floor = float(worst.max()) <= floor
             self._stop_reason = StopReason.FLOOR if at_floor else StopReason.STAGNATED
 
@@ -448,7 +449,7 @@ class Davidson(Eigensolver):
     def _judge(self) -> StopReason | None:
         exhausted = self._space.size >= self.settings.n
         reason = self._truth.verdict(
-            self._space.scale, self.settings.tol, self.dtype, self.settings.n, exhausted=exhausted
+            self._space.scale, self.settings.tol, self.floor, exhausted=exhausted
         )
         if reason is StopReason.CONVERGED and self._doubtful:
             return StopReason.UNVERIFIED
@@ -538,6 +539,7 @@ class Davidson(Eigensolver):
             residuals=residuals,
             index=index,
             scale=scale,
+            floor=self.floor,
             stop_reason=self.stop_reason,
             num_products=self._num_products,
             num_verification_products=self._num_verification_products,

@@ -17,7 +17,7 @@ from eigenexp.eigensolvers.dense_decomposition import (
     numerical_rank,
     perturbation_bounds,
 )
-from eigenexp.eigensolvers.numerics import rounding_floor, statuses
+from eigenexp.eigensolvers.numerics import statuses
 from eigenexp.errors import CheckpointError, InputError, ProductError
 from eigenexp.operators.memory import check_fits
 from eigenexp.spectrum import Spectrum, StopReason
@@ -200,7 +200,7 @@ class Exact(Eigensolver):
         residuals = torch.linalg.vector_norm(images - columns * values, dim=0)
         # The rounding of the products, by a standard bound or as the check found it, and that of
         # the decomposition.
-        doubt = max(rounding_floor(self.dtype, n) * math.sqrt(scale), 4 * off)
+        doubt = max(self.floor * math.sqrt(scale), 4 * off)
         doubt += math.sqrt(max(m, n) * scale) * torch.finfo(torch.float64).eps
         bounds = perturbation_bounds(values, doubt).where(wanted < m, 0)  # beyond m zero is exact
         rank = numerical_rank(spectrum, (m, n), self.dtype)
@@ -216,7 +216,7 @@ class Exact(Eigensolver):
         self._check(off, largest, "F v")
         self._check(skew, largest, "Fᵀ")
         scale = max(0.0, float(values[0]))
-        floor = rounding_floor(self.dtype, n) * largest
+        floor = self.floor * largest
         floor += math.sqrt(n) * torch.finfo(torch.float64).eps * largest
         wanted = torch.tensor(self.settings.wanted, device=fisher.device)
         # F is positive semidefinite: a negative eigenvalue is rounding, or shows as a residual.
@@ -235,7 +235,7 @@ class Exact(Eigensolver):
         return vector, product, response
 
     def _check(self, off: float, size: float, what: str) -> None:
-        slack = 1e3 * math.sqrt(self.settings.n) * torch.finfo(self.dtype).eps
+        slack = 1e3 * math.sqrt(self.settings.n) * self.eps
         if self.device.type != "cpu":
             slack = max(slack, 1e-2)  # accelerators may multiply in reduced precision
         if off > slack * size:

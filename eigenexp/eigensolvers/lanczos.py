@@ -171,7 +171,7 @@ class Lanczos(Eigensolver):
             some = torch.nonzero(known).flatten()
             rest = rest - self._rows[some].mT @ known[some].to(w)
             drift = self._rows[:j] @ rest
-            check_symmetric(drift, torch.zeros_like(drift), scale, self.settings.n)
+            check_symmetric(drift, torch.zeros_like(drift), scale, self.settings.n, self.eps)
             rest = torch.addmv(rest, self._rows[:j].mT, drift, alpha=-1)
         self._rows[j] = q
         self._size = j + 1
@@ -191,7 +191,7 @@ class Lanczos(Eigensolver):
             couplings[:, j] = g.double().cpu()
         self._candidates, self._couplings = waiting, couplings
         fresh, beta = self._clean(rest)
-        floor = torch.finfo(self.dtype).eps * scale
+        floor = self.eps * scale
         if fresh is not None and beta > 4 * floor and self._size + len(waiting) < self.settings.n:
             row = torch.zeros(1, j + 1, dtype=torch.float64)
             row[0, j] = beta
@@ -255,7 +255,7 @@ class Lanczos(Eigensolver):
             if residuals is None:
                 residuals = torch.zeros_like(values)
             largest = max(float(values[0]), 0.0)
-            check_definite(float(values[-1]), largest, self.settings.n, self.dtype)
+            check_definite(float(values[-1]), largest, self.floor)
             self._known_scale = max(self._known_scale, largest)
             self._ritz_cache = (values, vectors, residuals)
         return self._ritz_cache
@@ -290,7 +290,7 @@ class Lanczos(Eigensolver):
         residuals = self._ritz()[2][places]
         target = 0.97 / (1 + self._truth.failures) * self.settings.tol
         # Below rounding an estimate means nothing: let the true products decide.
-        target = max(target, 2 * torch.finfo(self.dtype).eps)
+        target = max(target, 2 * self.eps)
         if float(residuals.max()) <= target * self._scale():
             if self._searched or self._needs_no_probe():
                 self._start_verification()
@@ -412,7 +412,7 @@ class Lanczos(Eigensolver):
         n = self.settings.n
         exhausted = self._size >= n and not self._candidates
         reason = self._truth.verdict(
-            self._scale(), self.settings.tol, self.dtype, n, exhausted=exhausted
+            self._scale(), self.settings.tol, self.floor, exhausted=exhausted
         )
         if reason is StopReason.CONVERGED and self._doubtful:
             return StopReason.UNVERIFIED
@@ -497,6 +497,7 @@ class Lanczos(Eigensolver):
             residuals=residuals,
             index=index,
             scale=scale,
+            floor=self.floor,
             stop_reason=self.stop_reason,
             num_products=self._num_products,
             num_verification_products=self._num_verification_products,

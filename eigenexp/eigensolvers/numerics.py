@@ -19,15 +19,23 @@ __all__ = [
 ]
 
 
-def rounding_floor(dtype: torch.dtype, n: int) -> float:
-    """Return the residual, over λmax, below which a product in ``dtype`` carries no information."""
-    return 4.0 * float(torch.finfo(dtype).eps) * math.sqrt(math.sqrt(n))
+def rounding_floor(dtype: torch.dtype, n: int, product_eps: float = 0.0) -> float:
+    """Return the residual, over λmax, below which a product carries no information.
+
+    Parameters
+    ----------
+    dtype, n
+        Of the vectors.
+    product_eps
+        Relative rounding of a product where it is worse than ``dtype``'s: a bf16 network.
+    """
+    own = float(torch.finfo(dtype).eps)
+    floor = 4.0 * own * math.sqrt(math.sqrt(n))
+    return max(floor, 2.0 * product_eps) if product_eps > own else floor
 
 
-def check_symmetric(
-    forward: Tensor, backward: Tensor, scale: float, n: int, dtype: torch.dtype | None = None
-) -> None:
-    """Refuse products whose VᵀF T and (F V)ᵀT differ by more than rounding.
+def check_symmetric(forward: Tensor, backward: Tensor, scale: float, n: int, eps: float) -> None:
+    """Refuse products whose VᵀF T and (F V)ᵀT differ by more than rounding, relative ``eps``.
 
     Raises
     ------
@@ -35,7 +43,7 @@ def check_symmetric(
         With the relative asymmetry.
     """
     wrong = float((forward - backward).abs().max()) if forward.numel() else 0.0
-    slack = 1e3 * math.sqrt(n) * torch.finfo(dtype or forward.dtype).eps
+    slack = 1e3 * math.sqrt(n) * eps
     if wrong > slack * scale + 1e-300:
         raise ProductError(
             f"tell: expected the product of a symmetric operator, got an asymmetry of "
@@ -43,15 +51,17 @@ def check_symmetric(
         )
 
 
-def check_definite(smallest: float, largest: float, n: int, dtype: torch.dtype) -> None:
-    """Refuse products with a negative Ritz value: F = JᵀJ has none beyond rounding.
+def check_definite(smallest: float, largest: float, floor: float) -> None:
+    """Refuse products with a Ritz value below zero by more than rounding, relative ``floor``.
+
+    F = JᵀJ has no negative eigenvalue.
 
     Raises
     ------
     ProductError
         With the Ritz value.
     """
-    slack = 25 * rounding_floor(dtype, n)
+    slack = 25 * floor
     if smallest < -slack * max(largest, -smallest):
         raise ProductError(
             f"tell: expected products of F = JᵀJ, which has no negative eigenvalue, got a Ritz "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress
-from eigenexp.eigensolvers.numerics import error_bounds, rounding_floor, statuses
+from eigenexp.eigensolvers.numerics import error_bounds, statuses
 from eigenexp.errors import InputError
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 
@@ -91,7 +91,7 @@ class Power(Eigensolver):
         elif worst <= self.settings.tol:
             self._start_verification()
         elif self._since_best >= self.patience:
-            floor = rounding_floor(self.dtype, self.settings.n)
+            floor = self.floor
             at_floor = worst <= 10 * floor
             self._stop_reason = StopReason.FLOOR if at_floor else StopReason.STAGNATED
 
@@ -196,7 +196,7 @@ class Power(Eigensolver):
         vectors = torch.cat(parts, dim=1) if parts else torch.zeros(n, 0).to(self._vectors["top"])
         indices = torch.tensor(index, dtype=torch.int64)
         values = values.clamp(min=0)
-        floor = rounding_floor(self.dtype, n) * scale
+        floor = self.floor * scale
         bounds = error_bounds(values, residuals, floor, smallest=indices == n - 1)
         done = self.stop_reason is StopReason.CONVERGED
         status: tuple[PairStatus, ...] = statuses(residuals, tol * scale, verified=done)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress, Which
-from eigenexp.eigensolvers.numerics import error_bounds, rounding_floor, statuses
+from eigenexp.eigensolvers.numerics import error_bounds, statuses
 from eigenexp.eigensolvers.rayleigh_ritz import Ritz, rayleigh_ritz, with_products
 from eigenexp.errors import InputError
 from eigenexp.spectrum import Spectrum, StopReason
@@ -175,7 +175,7 @@ class RandomizedSVD(Eigensolver):
         return min(5, self.patience) if self._at_floor(ritz) else self.patience
 
     def _at_floor(self, ritz: Ritz) -> bool:
-        return self._worst(ritz) <= 10 * rounding_floor(self.dtype, self.settings.n)
+        return self._worst(ritz) <= 10 * self.floor
 
     def _stop(self, ritz: Ritz) -> None:
         if self._worst(ritz) <= self.settings.tol:
@@ -236,7 +236,7 @@ class RandomizedSVD(Eigensolver):
         """Return the top k pairs of the block last multiplied."""
         n, tol = self.settings.n, self.settings.tol
         pairs, progress = self._wanted(), self.progress()
-        floor = rounding_floor(self.dtype, n) * progress.scale
+        floor = self.floor * progress.scale
         values, residuals = progress.eigenvalues, progress.residuals
         bounds = error_bounds(values, residuals, floor, progress.eigenindex == n - 1)
         verified = self.stop_reason is StopReason.CONVERGED

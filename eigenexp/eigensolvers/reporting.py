@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.base import Settings
-from eigenexp.eigensolvers.numerics import error_bounds, rounding_floor, statuses
+from eigenexp.eigensolvers.numerics import error_bounds, statuses
 from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["make_spectrum", "miss_notes"]
@@ -20,6 +20,7 @@ def make_spectrum(
     residuals: Tensor,
     index: Tensor,
     scale: float,
+    floor: float,
     stop_reason: StopReason,
     num_products: int,
     num_verification_products: int,
@@ -39,6 +40,8 @@ def make_spectrum(
         ``(k, n)``.
     scale
         λmax as known.
+    floor
+        The residual over λmax that products cannot resolve.
     guards
         ``(g, 2)``: values and residuals of pairs next to the wanted ones, which bound the gaps.
     """
@@ -47,7 +50,7 @@ def make_spectrum(
     values, residuals = values[order].clamp(min=0), residuals[order]
     vectors = vectors[order.to(vectors.device)].contiguous()
     done = stop_reason is StopReason.CONVERGED
-    floor = rounding_floor(vectors.dtype, n) * scale
+    floor = floor * scale
     bounds = error_bounds(
         values, residuals, floor, smallest=index == n - 1, guards=guards if done else None
     )

@@ -30,9 +30,21 @@ class SearchSpace:
         Vectors at the most.
     dtype, device
         Of vectors and products. The projected matrix is float64 on the CPU.
+    eps, floor
+        Relative rounding of a product, and the residual over λmax it cannot resolve.
     """
 
-    def __init__(self, n: int, capacity: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        n: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        eps: float,
+        floor: float,
+    ) -> None:
+        self.eps, self.floor = eps, floor
         self.n, self.capacity, self.size = n, capacity, 0
         # One vector a row: a vector is then contiguous, and the space a contiguous block.
         self._v = torch.empty(capacity, n, dtype=dtype, device=device)
@@ -128,8 +140,8 @@ class SearchSpace:
         scale = max(self.scale, float(products.norm(dim=0).max()))
         if j:
             backward = self._w[:j] @ vectors  # (F V)ᵀT, the same for a symmetric F
-            check_symmetric(forward, backward, scale, self.n)
-        check_symmetric(corner, corner.mT, scale, self.n, dtype=products.dtype)
+            check_symmetric(forward, backward, scale, self.n, self.eps)
+        check_symmetric(corner, corner.mT, scale, self.n, self.eps)
         corner = (corner + corner.mT) / 2
         grown = torch.zeros(j + b, j + b, dtype=torch.float64)
         grown[:j, :j] = self.projected
@@ -137,7 +149,7 @@ class SearchSpace:
         grown[j:, :j] = grown[:j, j:].mT
         grown[j:, j:] = corner
         values, pairs = torch.linalg.eigh(grown)
-        check_definite(float(values[0]), max(float(values[-1]), 0.0), self.n, products.dtype)
+        check_definite(float(values[0]), max(float(values[-1]), 0.0), self.floor)
         self.projected = grown
         self._v[j : j + b] = vectors.mT
         self._w[j : j + b] = products.mT

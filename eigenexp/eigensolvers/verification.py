@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.numerics import rounding_floor
 from eigenexp.spectrum import StopReason
 
 __all__ = ["TrueResiduals"]
@@ -50,7 +48,7 @@ class TrueResiduals:
             self.pairs.append((value, float((w - value * v).norm())))
 
     def verdict(
-        self, scale: float, tol: float, dtype: torch.dtype, n: int, *, exhausted: bool
+        self, scale: float, tol: float, floor: float, *, exhausted: bool
     ) -> StopReason | None:
         """Return CONVERGED, FLOOR where going on cannot help, or None: search on.
 
@@ -58,6 +56,8 @@ class TrueResiduals:
         ----------
         scale
             λmax as known so far.
+        floor
+            The residual over λmax that products cannot resolve.
         exhausted
             Whether the search space cannot grow any more.
         """
@@ -67,7 +67,7 @@ class TrueResiduals:
             return StopReason.CONVERGED
         self.failures += 1
         stuck = worst > 0.5 * self._worst or exhausted
-        if stuck or worst <= rounding_floor(dtype, n) * scale:
+        if stuck or worst <= floor * scale:
             return StopReason.FLOOR
         self._worst = worst
         return None

@@ -9,6 +9,7 @@ from eigenexp.models.front_end import (
     OnOff,
 )
 from eigenexp.models.layers import LayerOutput, available_layers, freeze, frozen
+from eigenexp.models.networks import resnet50, vit_b16
 
 __all__ = [
     "CenterSurround",
@@ -24,4 +25,6 @@ __all__ = [
     "efficientnet_lite0",
     "freeze",
     "frozen",
+    "resnet50",
+    "vit_b16",
 ]

@@ -218,6 +218,11 @@ class Fisher(_Operator):
         """``(n, s)`` vectors worth trying first at the bottom of the spectrum, or None."""
 
     @property
+    def product_eps(self) -> float:
+        """Relative rounding of a product: residuals below a few times it · λmax say nothing."""
+        return torch.finfo(self.dtype).eps
+
+    @property
     def num_products(self) -> int:
         """Columns of F·V computed so far; all-zero columns (padding) are not counted."""
         return self._counter.count

@@ -241,11 +241,15 @@ class _Stack(JacobianOperator):
 
     def __init__(self, model: Model, images: Tensor, route: str, check: bool) -> None:
         rows = _Rows(model)
-        self._linearise(rows, images, route, None, check, allow_zero=False)
+        super().__init__(rows, images, route=route, check=check)
         self._count = len(images)
         self._check_adjoint()
         if check:
             self._check_apart(rows)
+
+    @staticmethod
+    def _take(image: Tensor) -> Tensor:
+        return image  # several pictures, checked and copied before they were stacked
 
     def products(
         self, blocks: Mapping[int, Tensor], request: str

@@ -31,7 +31,7 @@ class FisherOperator(Fisher):
         The model, or a :class:`JacobianOperator` already made.
     image
         The picture; left out when ``model`` is a ``JacobianOperator``.
-    route, chunk_size, check, allow_zero
+    route, chunk_size, check, allow_zero, recompute, compile, model_dtype
         As for :class:`JacobianOperator`.
 
     Attributes
@@ -55,6 +55,9 @@ class FisherOperator(Fisher):
         chunk_size: int | None = None,
         check: bool = True,
         allow_zero: bool = False,
+        recompute: bool = False,
+        compile: bool = False,
+        model_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if isinstance(model, JacobianOperator):
@@ -73,6 +76,9 @@ class FisherOperator(Fisher):
                 chunk_size=chunk_size,
                 check=check,
                 allow_zero=allow_zero,
+                recompute=recompute,
+                compile=compile,
+                model_dtype=model_dtype,
             )
         m, n = self.jacobian.shape
         self.shape = (n, n)
@@ -90,6 +96,11 @@ class FisherOperator(Fisher):
     def num_responses(self) -> int:
         """m, the number of response values."""
         return self.jacobian.shape[0]
+
+    @property
+    def product_eps(self) -> float:
+        """Relative rounding of a product; see :attr:`JacobianOperator.product_eps`."""
+        return self.jacobian.product_eps
 
     @property
     def start(self) -> Tensor:

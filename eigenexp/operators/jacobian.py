@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,9 +11,11 @@ from torch import Tensor
 from eigenexp.errors import InputError
 from eigenexp.operators.base import Jacobian
 from eigenexp.operators.blocks import Blocks
+from eigenexp.operators.compiling import compile_route
 from eigenexp.operators.memory import check_fits
+from eigenexp.operators.precision import InPrecision, linearity_defect, scaled
 from eigenexp.operators.probing import Model, copy_image
-from eigenexp.operators.routes import ROUTES, choose_route
+from eigenexp.operators.routes import ROUTES, choose_route, comparison_slack
 
 __all__ = ["JacobianOperator"]
 
@@ -43,6 +46,16 @@ class JacobianOperator(Jacobian):
         are finite, repeatable and adjoint (⟨JV, U⟩ = ⟨V, JᵀU⟩). Costs about ten forward passes.
     allow_zero
         Whether a zero Jacobian is taken; otherwise it is an error, being nearly always a mistake.
+    recompute
+        Whether to keep no activations but those between blocks, and run the blocks again: less
+        memory, about twice the time (:mod:`eigenexp.operators.recomputing`). The same as
+        ``route="recompute"``.
+    compile
+        Whether to run products through ``torch.compile``; checked against those without it, which
+        are used, with a warning, where compiling fails or differs.
+    model_dtype
+        ``torch.bfloat16`` or ``torch.float16``: the network computes in it, its weights are in it
+        already; picture, blocks and products stay as they are. See :attr:`product_eps`.
 
     Attributes
     ----------
@@ -81,35 +94,42 @@ class JacobianOperator(Jacobian):
         chunk_size: int | None = None,
         check: bool = True,
         allow_zero: bool = False,
+        recompute: bool = False,
+        compile: bool = False,
+        model_dtype: torch.dtype | None = None,
     ) -> None:
-        self._linearise(model, copy_image(image), route, chunk_size, check, allow_zero)
-
-    def _linearise(
-        self,
-        model: Model,
-        image: Tensor,
-        route: str,
-        chunk_size: int | None,
-        check: bool,
-        allow_zero: bool,
-    ) -> None:
-        """Set everything up at ``image``, which is the operator's own."""
         super().__init__()
+        if recompute:
+            if route not in ("auto", "recompute"):
+                raise InputError(f"recompute: expected route 'auto' beside it, got {route!r}")
+            route = "recompute"
         if route != "auto" and route not in ROUTES:
             raise InputError(f"route: expected 'auto' or one of {list(ROUTES)}, got {route!r}")
         if chunk_size is not None and chunk_size < 1:
             raise InputError(f"chunk_size: expected at least 1 column, got {chunk_size}")
-        self.image = image
+        self.image = self._take(image)
         self.dtype = self.image.dtype
         self.device = self.image.device
         self.image_shape = tuple(self.image.shape[1:]) or (self.image.numel(),)
         # A compiled module has no second derivative; the module it was made from does.
         model = getattr(model, "_orig_mod", model)
+        eps = None
+        if model_dtype is not None:
+            model, eps = InPrecision(model, model_dtype), torch.finfo(model_dtype).eps
         self._route, spent = choose_route(
-            model, self.image, route, check=check, allow_zero=allow_zero
+            model, self.image, route, check=check, allow_zero=allow_zero, eps=eps
         )
         self.response = self._route.response
         self.shape = (self.response.numel(), self.image.numel())
+        if eps is not None:
+            self._route = replace(
+                self._route, push=scaled(self._route.push), pull=scaled(self._route.pull)
+            )
+        if compile:
+            slack = comparison_slack(self.response, eps)
+            self._route = compile_route(self._route, *_vectors(self, 0), slack)
+        self._eps = eps
+        self._measured_eps: float | None = None
         self._blocks = Blocks(self._route, self.image, self.response, chunk_size)
         self.num_probe_products = spent + self._blocks.num_products
 
@@ -117,6 +137,11 @@ class JacobianOperator(Jacobian):
     def route(self) -> str:
         """Name of the route in use."""
         return self._route.name
+
+    @staticmethod
+    def _take(image: Tensor) -> Tensor:
+        """Return the operator's own copy of the picture, checked."""
+        return copy_image(image)
 
     @property
     def width(self) -> int:
@@ -127,6 +152,30 @@ class JacobianOperator(Jacobian):
     def repeatable(self) -> bool:
         """Whether the same product computed twice was the same bit for bit, when checked."""
         return self._route.repeatable
+
+    @property
+    def product_eps(self) -> float:
+        """Relative rounding of a product, as ``torch.finfo(dtype).eps`` is of one operation.
+
+        The network's own where it computes in a lower precision, or may (on an accelerator); there
+        it is measured, once, by how far J and Jᵀ are from linear. No residual below a few times
+        ``product_eps`` · λmax carries information.
+        """
+        own = torch.finfo(self.dtype).eps
+        if self._eps is None and self.device.type == "cpu":
+            return own
+        if self._measured_eps is None:
+            first, second = _vectors(self, 1), _vectors(self, 2)
+            with self._route.running():
+                defects = [
+                    linearity_defect(product, *pair)
+                    for product, pair in (
+                        (self._route.push, (first[0], second[0])),
+                        (self._route.pull, (first[1], second[1])),
+                    )
+                ]
+            self._measured_eps = max(own, self._eps or 0.0, sum(defects))
+        return self._measured_eps
 
     @property
     def chunk_size(self) -> int:
@@ -193,6 +242,17 @@ class JacobianOperator(Jacobian):
     def _pictures(self, block: Tensor) -> Tensor:
         # Contiguous, so that the caller's strides do not reach the arithmetic.
         return block.T.contiguous().reshape(block.shape[1], *self.image.shape)
+
+
+def _vectors(operator: JacobianOperator, seed: int) -> tuple[Tensor, Tensor]:
+    """Return a random vector and a random cotangent, equal on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    image, response = operator.image, operator.response
+    drawn = [
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        for x in (image, response)
+    ]
+    return drawn[0], drawn[1]
 
 
 def _unit_vectors(like: Tensor) -> Callable[[int, int], Tensor]:

@@ -8,12 +8,14 @@ route                J·v                                           Jᵀ·u
 ``double-backward``  derivative of u ↦ Jᵀu, graph kept             backward pass, graph kept
 ``forward-mode``     a forward pass on dual numbers a product      backward pass, graph kept
 ``rows``             product with J, built from m backward passes  the same
+``recompute``        a forward pass on dual numbers a product      backward pass, blocks run again
 ===================  ============================================  ==============================
 
-The order is that of preference. A tape (:mod:`eigenexp.operators.tape`) costs about one forward
-pass a product. The double backward pass comes before dual numbers because it never runs the model
-again, works for nearly every model and, once taped, costs the same. No route hands a model to a
-function transform: those fail badly, or crash, on models that assign ``.data`` in their forward.
+The order is that of preference; ``recompute`` is taken only when asked for. A tape
+(:mod:`eigenexp.operators.tape`) costs about one forward pass a product. The double backward pass
+comes before dual numbers because it never runs the model again, works for nearly every model and,
+once taped, costs the same. No route hands a model to a function transform: those fail badly, or
+crash, on models that assign ``.data`` in their forward.
 
 A route is taken when its products are finite, repeat (bit for bit, or with a warning up to
 rounding), are adjoint to each other, and, for a tape, agree with autograd on vectors other than
@@ -43,9 +45,10 @@ from eigenexp.operators.probing import (
     summary,
     undisturbed,
 )
+from eigenexp.operators.recomputing import recomputing
 from eigenexp.operators.tape import record
 
-__all__ = ["ROUTES", "Route", "choose_route"]
+__all__ = ["AUTOMATIC", "ROUTES", "Route", "choose_route", "comparison_slack"]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -74,6 +77,8 @@ class Route:
         Relative cost of one ``push`` and one ``pull``.
     num_products
         Products spent on making it.
+    taped
+        Whether the products are tapes: pure functions that never see the model.
     repeatable
         Whether the same product, computed twice, was the same bit for bit.
     references
@@ -88,6 +93,7 @@ class Route:
     width: int = 0
     costs: tuple[float, float] = (1.0, 1.0)
     num_products: int = 0
+    taped: bool = False
     repeatable: bool = True
     references: tuple[Product | None, Product | None] = field(default=(None, None), repr=False)
 
@@ -99,8 +105,11 @@ def choose_route(
     *,
     check: bool = True,
     allow_zero: bool = False,
+    eps: float | None = None,
 ) -> tuple[Route, int]:
     """Return the first route that works for ``model`` at ``image``, and the products it took.
+
+    ``eps`` is the rounding of the model's own arithmetic, where coarser than the picture's.
 
     Raises
     ------
@@ -110,10 +119,12 @@ def choose_route(
     """
     failures: dict[str, str] = {}
     spent = 0
+    keeping = recomputing(model) if name == "recompute" else contextlib.nullcontext()
     with undisturbed(model, image.device):
-        lin = linearize(model, image, check=check)
-        probe = _Probe(lin, allow_zero=allow_zero)
-        for candidate in [name] if name != "auto" else ROUTES:
+        with keeping:
+            lin = linearize(model, image, check=check)
+        probe = _Probe(lin, allow_zero=allow_zero, eps=eps)
+        for candidate in [name] if name != "auto" else AUTOMATIC:
             try:
                 route = ROUTES[candidate](model, lin)
                 spent += route.num_products
@@ -148,6 +159,17 @@ _UNREPEATABLE = (
 )
 
 
+def comparison_slack(like: Tensor, eps: float | None = None) -> float:
+    """Return the relative difference that rounding alone may make between two ways to a product.
+
+    ``eps`` is the model's own rounding where coarser: its errors add up like a random walk.
+    """
+    own = 2e3 * torch.finfo(like.dtype).eps
+    # Accelerators multiply float32 in reduced precision where the user allows it.
+    own = own if like.device.type == "cpu" else max(own, 1e-3)
+    return own if eps is None else max(own, 32 * eps)
+
+
 class _RouteError(ModelError):
     """A route that this model does not allow."""
 
@@ -155,7 +177,14 @@ class _RouteError(ModelError):
 class _Probe:
     """Random vectors of its own generator, and what the products of a route must satisfy."""
 
-    def __init__(self, lin: Linearization, seed: int = 0, *, allow_zero: bool = False) -> None:
+    def __init__(
+        self,
+        lin: Linearization,
+        seed: int = 0,
+        *,
+        allow_zero: bool = False,
+        eps: float | None = None,
+    ) -> None:
         self.allow_zero = allow_zero
         generator = torch.Generator().manual_seed(seed)
 
@@ -164,9 +193,7 @@ class _Probe:
             return drawn.to(like)
 
         self.vector, self.cotangent = draw(lin.image.detach()), draw(lin.response)
-        eps = torch.finfo(lin.response.dtype).eps
-        # Accelerators multiply float32 in reduced precision where the user allows it.
-        self.slack = 2e3 * eps if lin.response.device.type == "cpu" else max(2e3 * eps, 1e-3)
+        self.slack = comparison_slack(lin.response, eps)
 
     def run(self, route: Route) -> bool:
         """Raise if a product cannot be computed at all; nothing is known of repetition."""
@@ -281,6 +308,7 @@ def _taped(name: str, lin: Linearization, push: Product) -> Route:
         pull=adjoint,
         response=lin.response,
         running=lambda: _plain(device),
+        taped=True,
         width=max(forward.width, adjoint.width),
         costs=(float(forward.cost), float(adjoint.cost)),
         num_products=2,
@@ -315,6 +343,17 @@ def _forward_mode(model: Model, lin: Linearization) -> Route:
     return _untaped("forward-mode", model, lin, _dual_numbers(model, lin))
 
 
+def _recomputed(model: Model, lin: Linearization) -> Route:
+    dual = _dual_numbers(model, lin)
+
+    def push(vector: Tensor) -> Tensor:
+        # Dual numbers need no graph, also of weights that ask for gradients.
+        with torch.no_grad():
+            return dual(vector)
+
+    return _untaped("recompute", model, lin, push)
+
+
 def _rows(model: Model, lin: Linearization) -> Route:
     m, shape = lin.response.numel(), lin.image.shape
     size = m * lin.image.numel() * lin.response.element_size()
@@ -344,4 +383,6 @@ ROUTES: dict[str, Callable[[Model, Linearization], Route]] = {
     "double-backward": _kept_graph,
     "forward-mode": _forward_mode,
     "rows": _rows,
+    "recompute": _recomputed,
 }
+AUTOMATIC = tuple(name for name in ROUTES if name != "recompute")

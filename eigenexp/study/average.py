@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from eigenexp.operators import AverageFisherOperator
 from eigenexp.study.sources import picture_sources
 from eigenexp.study.stochastic import StochasticPower
 
-__all__ = ["AverageModule"]
+__all__ = ["AverageModule", "load_mean"]
 
 
 class AverageModule(EigendistortionModule):
@@ -59,18 +59,12 @@ class AverageModule(EigendistortionModule):
         image_options: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        options = {"channels": "keep", **(image_options or {}), "dtype": torch.float64}
-        loaded = [source.load() for source in picture_sources(pictures, **options)]
-        shapes = sorted({tuple(picture.tensor.shape) for picture in loaded})
-        if len(shapes) > 1:
-            raise ImageError(
-                f"pictures: expected pictures of one shape for their mean, got {shapes[:4]}; crop "
-                "or resize them to one"
-            )
-        self._hashes = [str(picture.record["sha256"]) for picture in loaded]
+        # In float64, so that every precision of the solve rounds them once.
+        loaded, mean = load_mean(pictures, {**(image_options or {}), "dtype": torch.float64})
         self._tensors = [picture.tensor for picture in loaded]
+        self._mean_record = mean.record
         self._keep = keep
-        super().__init__(model, _mean(loaded).float(), **settings)
+        super().__init__(model, mean.tensor.float(), **settings)
         if "parallel" in settings and settings["parallel"] is not None:
             raise InputError("parallel: expected none for a mean: its pictures are shared out")
 
@@ -79,11 +73,7 @@ class AverageModule(EigendistortionModule):
         """P."""
         return len(self._tensors)
 
-    def mean_picture(self) -> Picture:
-        """Return the mean of the pictures, for titles and records."""
-        return Picture(self._image, f"{self.num_pictures} pictures", self._picture_record())
-
-    def _make_operator(self, route: str) -> AverageFisherOperator:
+    def _make_operator(self, options: Mapping[str, Any]) -> AverageFisherOperator:
         like = self._image
         images = [tensor.to(like) for tensor in self._tensors]
         if len(images) < self.trainer.world_size:
@@ -91,7 +81,7 @@ class AverageModule(EigendistortionModule):
                 f"devices: expected at most one process a picture ({len(images)}), got "
                 f"{self.trainer.world_size}"
             )
-        return AverageFisherOperator(self.model, images, keep=self._keep, route=route)
+        return AverageFisherOperator(self.model, images, keep=self._keep, **options)
 
     def _make_solver(self, operator: ModuleOperator) -> Eigensolver:
         settings = dict(self._settings)
@@ -148,13 +138,35 @@ class AverageModule(EigendistortionModule):
     _part = 0
 
     def _picture_record(self) -> dict[str, Any]:
-        together = hashlib.sha256("\n".join(self._hashes).encode()).hexdigest()
-        return {
-            "sha256": together,
-            "shape": list(self._image.shape),
-            "num_pictures": len(self._hashes),
-        }
+        return self._mean_record
 
 
-def _mean(pictures: list[Picture]) -> Tensor:
-    return torch.stack([picture.tensor for picture in pictures]).mean(0)
+def load_mean(pictures: Any, options: Mapping[str, Any]) -> tuple[list[Picture], Picture]:
+    """Load pictures of one shape, and return them and their mean.
+
+    The mean's record holds the hash of all hashes, and ``num_pictures``.
+
+    Raises
+    ------
+    ImageError
+        When they are of several shapes, or one cannot be used.
+    """
+    sources = picture_sources(pictures, **{"channels": "keep", **options})
+    loaded = [source.load() for source in sources]
+    shapes = sorted({tuple(picture.tensor.shape) for picture in loaded})
+    if len(shapes) > 1:
+        raise ImageError(
+            f"pictures: expected pictures of one shape for their mean, got {shapes[:4]}; crop or "
+            "resize them to one"
+        )
+    files = [str(picture.record["file_sha256"] or picture.record["sha256"]) for picture in loaded]
+    mean = torch.stack([picture.tensor for picture in loaded]).mean(0)
+    together = hashlib.sha256("\n".join(files).encode()).hexdigest()
+    record = {
+        "source": f"mean of {len(loaded)} pictures",
+        "sha256": together,
+        "shape": list(mean.shape),
+        "num_pictures": len(loaded),
+        "where": [source.where for source in sources],
+    }
+    return loaded, Picture(mean, f"{len(loaded)} pictures", record)

@@ -13,9 +13,10 @@ from typing import Any
 
 import lightning as L
 
-from eigenexp.building import build_loggers, build_model, build_trainer
+from eigenexp.building import build_loggers, build_trainer
 from eigenexp.callbacks import GracefulStop
 from eigenexp.config import TrainerConfig
+from eigenexp.errors import ConfigError
 from eigenexp.ranks import is_first_rank
 from eigenexp.runs import RunFolder
 from eigenexp.study.module import StudyModule
@@ -54,12 +55,13 @@ class StudyResult:
 
 def is_study(settings: Mapping[str, Any]) -> bool:
     """Whether a configuration names many pictures, each of which is a problem of its own."""
-    many = settings["image"]["path"] is not None
-    return many and settings["parallel"] in (None, "pictures")
+    many = settings["image"].get("path") is not None
+    return many and settings.get("parallel") in (None, "pictures")
 
 
 def fit_study(
     settings: dict[str, Any],
+    model: Any,
     *,
     root: Path,
     mlflow_logger: Callable[[str], MLflowLogger | None],
@@ -73,6 +75,8 @@ def fit_study(
     ----------
     settings
         The resolved configuration.
+    model
+        Built from it.
     root
         The runs' folder, proven writable.
     mlflow_logger
@@ -89,8 +93,9 @@ def fit_study(
     EigenexpError
         One line that says what to change.
     """
+    if set((settings.get("operator") or {}).values()) - {"auto", None, False}:
+        raise ConfigError("operator: expected its defaults for many pictures, got others")
     is_first = is_first_rank()
-    model = build_model(settings["model"])
     name = str(settings["model"]["_target_"]).rpartition(".")[2]
     title = f"{name} at {_short(settings['image']['path'])}"
     mlflow = mlflow_logger(title) if is_first else None

@@ -10,10 +10,11 @@ import math
 import re
 import socket
 import uuid
+from pathlib import Path
 from typing import Any
 
 from eigenexp.errors import TrackingError
-from eigenexp.tracking.files import write_text_atomic
+from eigenexp.tracking.files import remove_leftovers, write_text_atomic
 from eigenexp.tracking.spool import Record, Spool
 from eigenexp.tracking.store import (
     LOCAL_ID_TAG,
@@ -113,6 +114,9 @@ class Sender:
         if self._taken_over:
             state.floor = self._steps_of_store()
             self._keep()
+        folder = self.store.local_artifacts(state.run_id)
+        if folder is not None:
+            remove_leftovers(folder)
         self._connected = True
 
     def _create_run(self) -> str:
@@ -289,8 +293,7 @@ class Sender:
             if record["k"] == "i":
                 self._upload_image(record)
             else:
-                for relative in record["files"]:
-                    path = self.spool.folder / relative
+                for path in self._files(record):
                     if path.is_file():
                         self.store.upload(self._run_id, path, record["to"])
         except TrackingError as error:  # a path we refuse: it will not get better
@@ -312,7 +315,10 @@ class Sender:
         key, step, stamp = clean_key(record["key"]).replace("/", "~"), record["s"], record["t"]
         if step <= self.state.floor.get(f"image:{key}", -1):
             return
-        pixels = np.load(self.spool.folder / record["files"][0], allow_pickle=False)
+        files = self._files(record)
+        if not files:
+            return
+        pixels = np.load(files[0], allow_pickle=False)
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self._run_id} {key} {step} {stamp}")
         stem = f"{key}+step+{step}+timestamp+{stamp}+{unique}"
         folder = self.spool.new_file_folder()
@@ -331,9 +337,14 @@ class Sender:
             self._images_tagged = True
         self.state.steps[f"image:{key}"] = max(step, self.state.steps.get(f"image:{key}", -1))
 
+    def _files(self, record: Record) -> list[Path]:
+        """Return the files a record names; those outside the spool's own are left alone."""
+        inside = self.spool.files.resolve()
+        paths = [self.spool.folder / name for name in record["files"]]
+        return [path for path in paths if inside in path.resolve().parents]
+
     def _discard(self, record: Record) -> None:
-        for relative in record["files"]:
-            path = self.spool.folder / relative
+        for path in self._files(record):
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 path.parent.rmdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from eigenexp.errors import TrackingError
 
-__all__ = ["copy_atomic", "safe_relative", "snapshot", "write_text_atomic"]
+__all__ = ["copy_atomic", "remove_leftovers", "safe_relative", "snapshot", "write_text_atomic"]
 
 _COMPONENT = re.compile(r"[^\x00-\x1f/\\:]{1,200}")
 
@@ -44,6 +44,12 @@ def copy_atomic(source: Path, target: Path) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what copies cut off by a kill left under ``folder``; nobody may be copying there."""
+    for path in folder.rglob(".incoming-*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def snapshot(source: Path, folder: Path, name: str) -> Path:

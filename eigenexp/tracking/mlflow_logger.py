@@ -90,6 +90,7 @@ class MLflowLogger(Logger):
         self._drain_timeout = drain_timeout
         self._outbox: Outbox | None = None
         self._status = "RUNNING"
+        self._deadline = math.inf
         if getattr(rank_zero_only, "rank", 0) == 0:
             self._outbox = Outbox(
                 self._store,
@@ -238,9 +239,11 @@ class MLflowLogger(Logger):
         Parameters
         ----------
         status
-            Lightning's ``"success"``, ``"failed"``, or MLflow's own words.
+            Lightning's ``"success"``, ``"failed"``, or MLflow's own words. ``"success"`` leaves a
+            status that was set before as it is: Lightning calls a run that was stopped a success.
         """
-        self.set_status(status)
+        if self._status == "RUNNING" or _STATUS.get(status.lower()) != "FINISHED":
+            self.set_status(status)
         self.save()
         self.wait(self._drain_timeout)
 
@@ -254,6 +257,12 @@ class MLflowLogger(Logger):
             self._status = mlflow_status
             self._send({"k": "status", "v": mlflow_status})
 
+    @rank_zero_only
+    def hurry(self, status: str, seconds: float) -> None:
+        """Set the status and let all that follows wait ``seconds`` in all, and no longer."""
+        self.set_status(status)
+        self._deadline = time.monotonic() + seconds
+
     def wait(self, timeout: float) -> bool:
         """Wait until the store has everything; give up early when it does not answer.
 
@@ -262,7 +271,10 @@ class MLflowLogger(Logger):
         bool
             Whether it has. What it has not stays in the spool.
         """
-        return self._outbox is None or self._outbox.wait(timeout)
+        return self._outbox is None or self._outbox.wait(self._within(timeout))
+
+    def _within(self, timeout: float) -> float:
+        return max(0.0, min(timeout, self._deadline - time.monotonic()))
 
     @rank_zero_only
     def close(self, timeout: float | None = None) -> bool:
@@ -277,7 +289,7 @@ class MLflowLogger(Logger):
             return True
         if self._status == "RUNNING":
             self.set_status("success")
-        return self._outbox.close(self._drain_timeout if timeout is None else timeout)
+        return self._outbox.close(self._within(self._drain_timeout if timeout is None else timeout))
 
     def _send(self, record: Record) -> None:
         if self._outbox is not None:

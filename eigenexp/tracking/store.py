@@ -173,7 +173,10 @@ class Store:
                 with self.lock("experiments"):
                     found = client.get_experiment_by_name(name)
                     if found is None:
-                        folder = self.root / "artifacts" / quote(name, safe=" ")
+                        plain = quote(name, safe=" ")
+                        # '.' and '..' are folders of their own meaning.
+                        plain = plain if plain.strip(". ") else f"_{plain}"
+                        folder = self.root / "artifacts" / plain
                         found = self._create_experiment(name, folder.as_uri())
         if found.lifecycle_stage != "active":
             raise TrackingError(

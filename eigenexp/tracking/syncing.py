@@ -41,6 +41,13 @@ class SyncReport:
 def sync(root: str | os.PathLike[str] = "mlruns", run_id: str | None = None) -> list[SyncReport]:
     """Send every spool under ``root`` (or one run's); what is delivered is deleted there.
 
+    Parameters
+    ----------
+    root
+        The ``mlruns`` folder.
+    run_id
+        A run's id, here or in the store, or the start of it.
+
     Raises
     ------
     RunNotFoundError
@@ -53,7 +60,8 @@ def sync(root: str | os.PathLike[str] = "mlruns", run_id: str | None = None) -> 
         except (OSError, ValueError) as error:
             reports.append(SyncReport(spool.folder.name, None, 0, False, one_line(error)))
             continue
-        if run_id is None or run_id in (meta["local_id"], meta.get("run_id"), state.run_id):
+        names = [name for name in (meta["local_id"], meta.get("run_id"), state.run_id) if name]
+        if run_id is None or any(name.startswith(run_id) for name in names):
             reports.append(_sync_one(spool))
     if run_id is not None and not reports:
         raise RunNotFoundError(

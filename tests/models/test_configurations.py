@@ -26,7 +26,11 @@ def names(group):
 
 def test_every_model_has_its_file():
     linear = {"identity", "gaussian", "center_surround"}
-    assert set(names("model")) == {*FRONT_END, *linear, "efficientnet_lite0", "custom"}
+    assert set(names("model")) == {
+        *FRONT_END,
+        *linear,
+        *("efficientnet_lite0", "resnet50", "vit_b16", "custom"),
+    }
 
 
 @pytest.mark.parametrize("name", [*FRONT_END, "identity", "gaussian", "center_surround"])
@@ -47,6 +51,13 @@ def test_efficientnet_is_built_by_its_function():
     config = OmegaConf.load(CONF / "model" / "efficientnet_lite0.yaml")
     assert config._target_ == "eigenexp.models.efficientnet_lite0"
     assert callable(models.efficientnet_lite0)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_b16"])
+def test_networks_are_built_by_their_functions(name):
+    config = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    assert config._target_ == f"eigenexp.models.{name}"
+    assert set(config) - {"_target_"} == set(inspect.signature(getattr(models, name)).parameters)
 
 
 def test_custom_wants_a_target():

@@ -8,7 +8,7 @@ import torch
 from eigenexp.errors import InputError
 from eigenexp.operators import DenseOperator, FisherOperator, JacobianOperator, memory
 from eigenexp.operators import blocks as blocks_module
-from eigenexp.operators.routes import ROUTES, Route
+from eigenexp.operators.routes import AUTOMATIC, Route
 from tests.operators.zoo import Lambda, build, dense_jacobian
 
 NAMES = ["conv net", "attention", "fft", "in place", "numpy backward", "branching backward"]
@@ -170,7 +170,7 @@ def test_columns_are_counted_and_padding_is_not():
     assert jacobian.num_probe_products == probes
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", AUTOMATIC)
 @pytest.mark.parametrize("wide", [True, False])
 def test_dense_jacobian_takes_the_cheaper_side(route, wide):
     weight = randn(9, 40) if wide else randn(40, 9)
@@ -197,7 +197,7 @@ def test_products_are_contiguous_columns():
             assert product.is_contiguous()
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", AUTOMATIC)
 def test_strides_of_a_block_do_not_change_a_bit(route):
     operator = FisherOperator(*build("conv net"), route=route)
     v = randn(operator.shape[0], 6)

@@ -11,7 +11,7 @@ from torch import nn
 from eigenexp.errors import ModelError
 from eigenexp.models import LuminanceContrastGainControl, OnOff
 from eigenexp.operators import FisherOperator, JacobianOperator
-from eigenexp.operators.routes import ROUTES
+from eigenexp.operators.routes import AUTOMATIC
 from eigenexp.operators.tape import record
 from tests.operators.zoo import CASES, Lambda, build, dense, dense_jacobian, flat
 
@@ -100,7 +100,7 @@ def test_own_models_in_both_precisions(model):
     close(single.to_dense(), double.to_dense().float(), torch.float32)
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", AUTOMATIC)
 def test_a_named_route_reproduces_its_arithmetic(route):
     model, image = build("conv net")
     first = FisherOperator(model, image, route=route)
@@ -218,7 +218,7 @@ def test_a_tape_that_missed_a_step_is_refused():
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", AUTOMATIC)
 def test_inside_contexts_that_turn_gradients_off(context, route):
     model, image = build("conv net")
     expected = FisherOperator(model, image, route=route)
@@ -266,7 +266,7 @@ def test_model_picture_and_random_states_are_left_as_they_were():
             torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
             return self.inner(x)
 
-    for route in ROUTES:
+    for route in AUTOMATIC:
         operator = FisherOperator(Consuming(), image, route=route)
         operator @ randn(operator.shape[0], 2)
         operator.jacobian.to_dense()
@@ -311,5 +311,5 @@ def test_forward_passes_are_not_repeated():
 def test_products_do_not_require_gradients():
     model, image = build("conv net")
     v = randn(128, 1).requires_grad_()
-    for route in ROUTES:
+    for route in AUTOMATIC:
         assert not (FisherOperator(model, image, route=route) @ v).requires_grad

@@ -1,0 +1,25 @@
+"""What the screen shows beside our own lines: nothing, until something is wrong."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+__all__ = ["quiet"]
+
+
+def quiet() -> None:
+    """Leave the screen to the run: libraries imported so far speak up only in trouble.
+
+    A warning is one line, without the source it comes from.
+    """
+
+    def tell(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"eigenexp: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = tell
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] in ("lightning", "alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,163 @@
+"""Convergence curves as points, ticks and labels of an SVG drawing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Chart", "Line", "comparison_chart", "eigenvalue_chart", "residual_chart"]
+
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 84, 16, 14, 52
+_MOST_POINTS = 600
+_MOST_DECADES = 18.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its name, points as SVG wants them, and the number of its colour."""
+
+    name: str
+    points: str
+    colour: int
+    last: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing with a logarithmic vertical axis.
+
+    ``x_ticks`` and ``y_ticks`` are ``(place, label)``; ``rule`` is ``(place, label)`` of a
+    horizontal line, or ``None``.
+    """
+
+    title: str
+    x_title: str
+    y_title: str
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    rule: tuple[float, str] | None
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = RIGHT
+    top: int = TOP
+    bottom: int = BOTTOM
+
+
+Series = tuple[str, Sequence[float], Sequence[float]]
+
+
+def residual_chart(history: Mapping[str, Any] | None, tol: float) -> Chart | None:
+    """Return the residual of every pair against products; ``None`` where nothing is recorded."""
+    series = _series(history, "residuals")
+    return _chart(series, "Residuals", "‖Fv − λv‖ / λmax", rule=(tol, "tol"))
+
+
+def eigenvalue_chart(history: Mapping[str, Any] | None) -> Chart | None:
+    """Return the estimate of every eigenvalue against products."""
+    return _chart(_series(history, "eigenvalues"), "Eigenvalues", "λ")
+
+
+def comparison_chart(runs: Sequence[tuple[str, Mapping[str, Any] | None]]) -> Chart | None:
+    """Return the worst residual of each run against products; one colour a run."""
+    series: list[Series] = []
+    for name, history in runs:
+        curves = _series(history, "residuals")
+        if curves:
+            worst = [
+                max(ys) if all(math.isfinite(y) for y in ys) else math.nan
+                for ys in zip(*(values for _, _, values in curves), strict=True)
+            ]
+            series.append((name, curves[0][1], worst))
+        else:
+            series.append((name, [], []))
+    return _chart(series, "Worst residual of each run", "‖Fv − λv‖ / λmax")
+
+
+def _series(history: Mapping[str, Any] | None, kind: str) -> list[Series]:
+    """Return ``(pair, products, values)``; what does not fit the shape is left out."""
+    if history is None or not history.get("products"):
+        return []
+    products = [float(x) for x in history["products"]]
+    found: list[Series] = []
+    for name, values in sorted((history.get(kind) or {}).items(), key=lambda e: _order(e[0])):
+        if len(values) == len(products):
+            found.append((f"pair {name}", products, [float(value) for value in values]))
+    return found
+
+
+def _order(name: str) -> tuple[int, float]:
+    """Sort from the largest eigenvalue to the smallest: 0, 1, …, -2, -1."""
+    try:
+        index = int(name)
+    except ValueError:
+        return (2, 0)
+    return (0, index) if index >= 0 else (1, index)
+
+
+def _chart(
+    series: Sequence[Series], title: str, y_title: str, rule: tuple[float, str] | None = None
+) -> Chart | None:
+    kept = [
+        (name, number, [(x, y) for x, y in zip(xs, ys, strict=True) if _is_drawable(x, y)])
+        for number, (name, xs, ys) in enumerate(series)
+    ]
+    points = [point for _, _, curve in kept for point in curve]
+    if not points:
+        return None
+    levels = [math.log10(y) for _, y in points]
+    if rule is not None and rule[0] > 0:
+        levels.append(math.log10(rule[0]))
+    high = math.ceil(max(levels) + 1e-9)
+    low = max(math.floor(min(levels) - 1e-9), high - _MOST_DECADES)
+    far = max(x for x, _ in points)
+
+    def to_x(x: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (x / far if far > 0 else 0.0), 2)
+
+    def to_y(level: float) -> float:
+        share = (high - max(level, low)) / (high - low)
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * share, 2)
+
+    lines = []
+    for name, number, curve in kept:
+        if curve:
+            placed = [(to_x(x), to_y(math.log10(y))) for x, y in _thin(curve)]
+            text = " ".join(f"{x},{y}" for x, y in placed)
+            lines.append(Line(name, text, number % 8, placed[-1]))
+    step = max(1, math.ceil((high - low) / 6))
+    y_ticks = [(to_y(e), _power(e)) for e in range(int(low), high + 1, step)]
+    x_ticks = [(to_x(x), f"{x:g}") for x in _nice(far)]
+    drawn = None
+    if rule is not None and rule[0] > 0:
+        drawn = (to_y(math.log10(rule[0])), f"{rule[1]} {rule[0]:.0e}")
+    return Chart(title, "products F·v", y_title, lines, x_ticks, y_ticks, drawn)
+
+
+def _is_drawable(x: float, y: float) -> bool:
+    return math.isfinite(x) and x >= 0 and math.isfinite(y) and y > 0
+
+
+def _thin(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    stride = math.ceil(len(curve) / _MOST_POINTS)
+    thinned = curve[::stride]
+    return thinned if thinned[-1] == curve[-1] else [*thinned, curve[-1]]
+
+
+def _nice(far: float) -> list[float]:
+    """Return three to six round ticks from 0 to ``far``."""
+    if far <= 0:
+        return [0.0]
+    unit = 10.0 ** math.floor(math.log10(far))
+    step = next(s * unit for s in (0.2, 0.5, 1.0, 2.0) if far / (s * unit) <= 5.5)
+    step = max(step, 1.0)
+    return [i * step for i in range(int(far / step + 1e-9) + 1)]
+
+
+def _power(exponent: int) -> str:
+    digits = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return "1" if exponent == 0 else "10" + str(exponent).translate(digits)

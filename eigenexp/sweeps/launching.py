@@ -1,0 +1,291 @@
+"""Run a sweep, or what is left of one, from the process a person started."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from eigenexp.config import compose_config, plain_config
+from eigenexp.errors import ConfigError
+from eigenexp.runs import open_root
+from eigenexp.sweeps.expanding import expand, split_hydra
+from eigenexp.sweeps.job import SWEEP_TAG, SweepJob, SweepStoppedError, failed_row
+from eigenexp.sweeps.launchers import Launch, check_launcher, job_threads
+from eigenexp.sweeps.manifest import FINISHED, RUNNING, Job, SweepFolder, find_sweep
+from eigenexp.sweeps.table import format_table, write_tables
+
+__all__ = ["retry", "show", "sweep"]
+
+Say = Callable[[str], object]
+_POLL_SECONDS = 0.5
+# From here on composing all takes a person's notice.
+MANY = 50
+
+
+def sweep(overrides: Sequence[str], *, say: Say = print) -> int:
+    """Run every combination of the overrides; return the exit code.
+
+    Parameters
+    ----------
+    overrides
+        ``key=value``, ``key=a,b,c`` to sweep, and Hydra's own: ``hydra/launcher=joblib``.
+    say
+        Receives the lines a person reads.
+
+    Returns
+    -------
+    int
+        0 when every job finished, 1 when one failed, 128 + the signal's number when stopped.
+
+    Raises
+    ------
+    ConfigError
+        When a combination does not compose; nothing was started then.
+    """
+    hydra_overrides, own = split_hydra(overrides)
+    launcher = check_launcher(hydra_overrides)
+    jobs = expand(own)
+    if len(jobs) >= MANY:
+        say(f"checking {_count(jobs)} before the first starts")
+    settings = [plain_config(compose_config(job)) for job in jobs]
+    for key in ("root", "experiment_name"):
+        if len({each[key] for each in settings}) > 1:
+            raise ConfigError(f"{key}: expected one value for the whole sweep, got several")
+    root = open_root(settings[0]["root"])
+    sweep_id = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    folder = SweepFolder(root, sweep_id)
+    launch = Launch(launcher, hydra_overrides, str(folder.path))
+    folder.create(
+        jobs,
+        hydra=hydra_overrides,
+        launcher=launcher,
+        cwd=str(Path.cwd()),
+        rows=[failed_row(each) for each in settings],
+        experiment_name=settings[0]["experiment_name"],
+        logger=settings[0]["logger"],
+        parent_run_id=None,
+    )
+    say(f"sweep {sweep_id}: {_count(jobs)} by {launcher}, files under {folder.path}")
+    return _run(folder, launch, folder.jobs(), say)
+
+
+def retry(name: str, overrides: Sequence[str] = (), *, root: str | Path, say: Say = print) -> int:
+    """Run again what a sweep has not finished, each from its last checkpoint; return the exit code.
+
+    Parameters
+    ----------
+    name
+        The sweep's id, the start of one, ``last``, or its folder.
+    overrides
+        Changes to how jobs are launched (``hydra/launcher=…``); the jobs stay what they were.
+    root
+        Folder of the runs.
+    say
+        Receives the lines a person reads.
+
+    Raises
+    ------
+    RunNotFoundError, ConfigError
+        When there is no such sweep, or an override would change its jobs.
+    """
+    hydra_overrides, own = split_hydra(overrides)
+    if own:
+        raise ConfigError(
+            f"{own[0]}: expected only hydra/… and hydra.… beside --retry-failed, whose jobs keep "
+            "their settings; start a new sweep to change them"
+        )
+    folder = find_sweep(name, root)
+    manifest = folder.manifest()
+    if any(o.startswith("hydra/launcher=") for o in hydra_overrides):
+        chosen = hydra_overrides
+    else:
+        chosen = [*manifest["hydra"], *hydra_overrides]
+    launcher = check_launcher(chosen)
+    jobs = folder.jobs()
+    alive = [job for job in jobs if job.state == RUNNING]
+    todo = [job for job in jobs if job.state not in (FINISHED, RUNNING)]
+    if alive:
+        numbers = ", ".join(str(job.index) for job in alive)
+        say(f"still running in another process, left alone: {_count(alive)} ({numbers})")
+    if not todo:
+        say(f"sweep {folder.sweep_id}: nothing to run again")
+        return _finish(folder, jobs, say, in_flight=bool(alive))
+    launch = Launch(launcher, chosen, str(folder.path))
+    say(f"sweep {folder.sweep_id}: {_count(todo)} of {len(jobs)} by {launcher}")
+    return _run(folder, launch, todo, say)
+
+
+def show(folder: SweepFolder, *, say: Say = print) -> None:
+    """Say how a sweep stands: its table and what is not finished."""
+    jobs = folder.jobs()
+    say(f"sweep {folder.sweep_id}: {_count(jobs)} by {folder.manifest()['launcher']}")
+    _finish(folder, jobs, say, in_flight=any(job.state == RUNNING for job in jobs))
+
+
+def _run(folder: SweepFolder, launch: Launch, todo: Sequence[Job], say: Say) -> int:
+    parent = _Parent(folder)
+    task = SweepJob(
+        root=str(folder.root),
+        sweep_id=folder.sweep_id,
+        threads=job_threads(launch.name, launch.settings, len(todo)),
+        parent_run_id=parent.run_id,
+        in_process=launch.name == "basic",
+    )
+    overrides = [[*job.overrides, f"hydra.job.name={job.index}"] for job in todo]
+    stopped = 0
+    try:
+        with _Watch(folder, todo, say):
+            launch.run(task, overrides)
+    except SweepStoppedError as signal:
+        stopped = signal.exit_code
+    except KeyboardInterrupt:
+        stopped = 130
+    except Exception as error:
+        # The launcher lost a job or could not start; every job's own end is on disk.
+        say(f"{launch.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    code = _finish(folder, folder.jobs(), say, stopped=stopped)
+    parent.close(folder, stopped=bool(stopped), failed=code != 0)
+    return code
+
+
+def _finish(
+    folder: SweepFolder, jobs: list[Job], say: Say, *, stopped: int = 0, in_flight: bool = False
+) -> int:
+    """Write the tables, print them and what is left, and return the exit code."""
+    paths = write_tables(folder, jobs)
+    left = [job for job in jobs if job.state != FINISHED]
+    alive = [job for job in left if job.state == RUNNING]
+    failed = [job for job in left if job.state != RUNNING]
+    say("")
+    say(format_table(jobs))
+    say("")
+    say(f"table:     {paths[0]}")
+    if failed:
+        say(f"{_count(failed)} of {len(jobs)} not finished:")
+        for job in failed:
+            say(f"  [{job.index}] {job.title}: {job.facts.get('error') or job.state}")
+        say(f"run them again: eigenexp fit --retry-failed {folder.sweep_id}")
+    elif not in_flight:
+        say("dashboard: eigenexp ui")
+    status = "stopped" if stopped else "running" if alive else "failed" if failed else "finished"
+    folder.update(status=status)
+    return stopped or int(bool(failed))
+
+
+class _Parent:
+    """The sweep's own MLflow run, under which the jobs' runs are listed."""
+
+    def __init__(self, folder: SweepFolder) -> None:
+        manifest = folder.manifest()
+        self._logger: Any = None
+        self.run_id: str | None = manifest["parent_run_id"]
+        if not manifest["logger"]["mlflow"]:
+            return
+        from eigenexp.console import quiet
+        from eigenexp.tracking import MLflowLogger
+
+        jobs = len(manifest["jobs"])
+        self._logger = MLflowLogger(
+            experiment_name=manifest["experiment_name"],
+            run_name=f"sweep {folder.sweep_id}",
+            run_id=self.run_id,
+            root=folder.root,
+            tracking_uri=manifest["logger"]["tracking_uri"],
+            tags={SWEEP_TAG: folder.sweep_id, "eigenexp.sweep_jobs": jobs},
+        )
+        self.run_id = self._logger.version
+        quiet()
+        folder.update(parent_run_id=self.run_id)
+
+    def close(self, folder: SweepFolder, *, stopped: bool, failed: bool) -> None:
+        """Keep the table and the numbers of jobs in the run, and end it."""
+        if self._logger is None:
+            return
+        jobs = folder.jobs()
+        finished = sum(job.state == FINISHED for job in jobs)
+        self._logger.log_metrics(
+            {"jobs_finished": finished, "jobs_unfinished": len(jobs) - finished}, step=finished
+        )
+        for path in (folder.table_path, folder.path / "table.parquet", folder.manifest_path):
+            self._logger.log_artifact(path, "sweep")
+        self._logger.set_status("KILLED" if stopped else "FAILED" if failed else "FINISHED")
+        self._logger.close()
+
+
+class _Watch:
+    """Say of each job that it ended, whoever ran it, by looking at its file."""
+
+    def __init__(self, folder: SweepFolder, jobs: Sequence[Job], say: Say) -> None:
+        self._folder = folder
+        self._open = {job.index: _stamp(folder.job_path(job.index)) for job in jobs}
+        self._total = len(jobs)
+        self._say = say
+        self._began = time.monotonic()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="sweep", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        last = False
+        while not last:
+            last = self._end.wait(_POLL_SECONDS)
+            for index, seen in list(self._open.items()):
+                stamp = _stamp(self._folder.job_path(index))
+                if stamp == seen:
+                    continue
+                job = self._folder.job(index)
+                if job.is_over:
+                    del self._open[index]
+                    self._say(self._line(job))
+                elif not last:
+                    # Alive: a death leaves no trace in the file, so look at the lock again.
+                    self._open[index] = stamp
+
+    def _line(self, job: Job) -> str:
+        done = self._total - len(self._open)
+        row = job.facts.get("row") or {}
+        if job.state == FINISHED:
+            said = f"{row['status']}, {row['products']} products, {row['seconds']:.1f} s"
+        else:
+            said = f"{job.state} ({job.facts.get('error', 'no reason known')})"
+        line = f"[{done}/{self._total}] {job.title}: {said}"
+        if self._open and done > 1:
+            # By the throughput so far, whatever ran at a time.
+            left = (time.monotonic() - self._began) / done * len(self._open)
+            line += f"; about {_duration(left)} left"
+        return line
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _count(jobs: Sequence[object]) -> str:
+    return f"{len(jobs)} job" + ("" if len(jobs) == 1 else "s")

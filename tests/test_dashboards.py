@@ -1,0 +1,72 @@
+"""The two dashboards: started together, answering, stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from eigenexp.dashboards import serve
+from eigenexp.errors import TrackingError
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(TrackingError, match=f"port {port} to be free.*--tensorboard-port"):
+            serve(tmp_path, free_port(), port)
+
+
+@pytest.mark.slow
+def test_both_answer_and_ctrl_c_stops_both(tmp_path: Path) -> None:
+    ports = {"MLflow": free_port(), "TensorBoard": free_port()}
+    command = [sys.executable, "-m", "eigenexp.cli", "ui", "--root", str(tmp_path / "mlruns")]
+    for name, port in ports.items():
+        command += [f"--{name.lower()}-port", str(port)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        for name, port in ports.items():
+            assert any(name in line and f"http://127.0.0.1:{port}" in line for line in lines)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+                assert name.lower() in answer.read().decode().lower()
+        assert "Ctrl-C" in lines[2]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+        deadline = time.monotonic() + 30
+        for port in ports.values():  # nobody listens any more, workers included
+            while time.monotonic() < deadline:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) != 0:
+                        break
+                time.sleep(0.2)
+            else:
+                pytest.fail(f"port {port} is still served")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
