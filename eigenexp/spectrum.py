@@ -41,11 +41,11 @@ class StopReason(enum.StrEnum):
 _MESSAGES = {
     StopReason.RUNNING: "not finished: the values are the best so far; go on to let them converge",
     StopReason.CONVERGED: (
-        "every wanted pair is converged, and a search from a fresh random start found none beyond"
+        "every wanted pair is converged and verified: no pair was found beyond them"
     ),
     StopReason.UNVERIFIED: (
-        "every residual is at most tol and a random search found no pair beyond, but the chance "
-        "that one was missed is not bounded; raise verification_products for certainty"
+        "every residual is at most tol and no pair was found beyond, but one may have been missed: "
+        "the notes say how likely; go on with a smaller tol, or try method='auto' or 'exact'"
     ),
     StopReason.MAX_PRODUCTS: (
         "the budget of products is spent before every pair converged; raise max_products or tol, "
@@ -200,6 +200,7 @@ class Spectrum:
             f"{self.method or 'solver'}: {self.num_products} products "
             f"({self.num_verification_products} of them verification); {self.stop_reason.message}"
         )
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     # -- files ---------------------------------------------------------------------------------

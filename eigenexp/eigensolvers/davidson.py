@@ -317,12 +317,13 @@ class Davidson(Eigensolver):
 
     def _top_is_found(self) -> bool:
         """Whether the top pairs have converged, measured while only they are sought."""
-        limit, size = self._limit(), self._space.size
+        size = self._space.size
         if size < len(self.settings.wanted):
             return size >= self.settings.n
-        _, residuals = self._space.residuals(list(range(self._num_top)))
-        self._norms[: self._num_top] = residuals.norm(dim=0).double().cpu()
-        return float(self._norms[: self._num_top].max()) <= limit or size >= self.settings.n
+        _, residuals = self._space.residuals(self._places())
+        self._norms = residuals.norm(dim=0).double().cpu()
+        found = float(self._norms[: self._num_top].max()) <= self._limit()
+        return found or size >= self.settings.n
 
     def _outermost_first(self) -> list[int]:
         """Wanted pairs in the order they are worked on: top inwards, then bottom inwards."""

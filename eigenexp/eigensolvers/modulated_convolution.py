@@ -26,7 +26,7 @@ BASES = ("mirrored", "cosine", "fourier")
 reflected borders; ``cosine``: cosines about the edges (DCT-II), those of one with repeated borders;
 ``fourier``: sinusoids, those of any filter with periodic borders."""
 
-ITERATIONS = 15
+ITERATIONS = 20
 
 
 class Transform:
@@ -262,8 +262,7 @@ def fit_surrogate(
     """Estimate A from pairs, in the basis that explains them best.
 
     A minimises Σ ‖A^(−½)(w − A v)‖² = Σ wᵀA⁻¹w + vᵀA v − 2 vᵀw over the pairs, a distance in which
-    small and large eigenvalues weigh alike, by turns: g in closed form with K fixed, then one
-    multiplicative step of c with g fixed. Where F is of this form the minimum is 0 and A = F.
+    small and large eigenvalues weigh alike. Where F is of this form the minimum is 0 and A = F.
 
     Parameters
     ----------
@@ -273,7 +272,7 @@ def fit_surrogate(
     image_shape
         ``(C, H, W)``, ``(H, W)`` or ``(n,)``.
     iterations
-        Turns in each basis.
+        Of L-BFGS, in each basis.
 
     Returns
     -------
@@ -306,33 +305,48 @@ def _sizes(image_shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _fit(basis: str, z: Tensor, y: Tensor, iterations: int) -> tuple[Tensor, Tensor, float]:
-    """Return g, c and the distance; ``y`` is scaled to the size of ``z``."""
+    """Return g, c and the distance; ``y`` is scaled to the size of ``z``.
+
+    With u = K z and v = K⁻ᵀ y the best gain is g² = Σ v² / Σ u² at each pixel, which leaves
+    2 Σ √(Σ v² Σ u²) − 2 Σ zᵀy to be minimised over log c (L-BFGS).
+    """
     transform = Transform(basis, z.shape[-2], z.shape[-1], like=z)
     zh, yh = transform.analyse(z), transform.project(y)
     tiny = torch.finfo(z.dtype).tiny ** 0.5
+    cross = float((z * y).sum())
+
+    def energies(logarithm: Tensor) -> tuple[Tensor, Tensor]:
+        c = logarithm.exp()
+        u, v = transform.synthesise(c * zh), transform.unproject(yh / c)
+        return u.square().sum(0) + tiny, v.square().sum(0) + tiny
+
+    with torch.inference_mode(False), torch.enable_grad():
+        first = ((_energy(yh) + tiny) / (_energy(zh) + tiny)).log() / 4
+        logarithm = first.clone().requires_grad_(True)
+        optimizer = torch.optim.LBFGS(
+            [logarithm], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe"
+        )
+
+        def distance() -> Tensor:
+            optimizer.zero_grad()
+            along, against = energies(logarithm)
+            value: Tensor = 2 * (along * against).sqrt().sum() / abs(cross)
+            torch.autograd.backward(value)
+            return value.detach()
+
+        optimizer.step(distance)  # type: ignore[no-untyped-call]
+    found = logarithm.detach()
+    if not bool(torch.isfinite(found).all()):
+        found = first
+    # Frequencies that leave no trace are bounded, or A⁻¹ would blow up what rounding put there.
     floor = 10 * torch.finfo(z.dtype).eps ** 0.5
-
-    def bounded(c: Tensor) -> Tensor:
-        return c.clamp(min=floor * float(c.max()))
-
-    c = bounded(((_energy(yh) + tiny) / (_energy(zh) + tiny)) ** 0.25)
-    g = torch.ones_like(z[0])
-    u, v = z, y
-    for turn in range(iterations + 1):
-        u = transform.synthesise(c * zh)  # K z
-        v = transform.unproject(yh / c)  # K⁻ᵀ y, which is G K z where A = F
-        g = ((v.square().sum(0) + tiny) / (u.square().sum(0) + tiny)).sqrt()
-        g = g.clamp(min=floor * float(g.max()))
-        if turn == iterations:
-            break
-        # Stationary where wᵀA⁻¹w and vᵀA v agree at every frequency; they scale as c⁻² and c².
-        against = _energy(yh / c, transform.analyse(v / g))
-        along = _energy(c * zh, transform.project(g * u))
-        usable = (against > tiny) & (along > tiny)
-        ratio = torch.where(usable, against / along.clamp(min=tiny), torch.ones_like(along))
-        c = bounded(c * ratio.clamp(1e-2, 1e2) ** 0.25)
-    distance = float(((v / g.sqrt() - g.sqrt() * u).double() ** 2).sum())
-    return g, c, distance
+    c = found.exp()
+    c = c.clamp(min=floor * float(c.max()))
+    along, against = energies(c.log())
+    g = (against / along).sqrt()
+    g = g.clamp(min=floor * float(g.max()))
+    remaining = float((against / g + g * along).double().sum()) - 2 * cross
+    return g, c, max(remaining, 0.0)
 
 
 def _energy(a: Tensor, b: Tensor | None = None) -> Tensor:
