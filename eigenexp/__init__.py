@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AtomicCheckpointIO": "eigenexp.checkpoints",
+    "AverageFisherOperator": "eigenexp.operators",
+    "AverageModule": "eigenexp.study",
+    "BatchedFisherOperator": "eigenexp.operators",
     "ConvergenceLogging": "eigenexp.callbacks",
     "ConvergenceStopping": "eigenexp.callbacks",
     "DenseOperator": "eigenexp.operators",
@@ -32,6 +35,7 @@ _HOMES = {
     "SolverProgressBar": "eigenexp.callbacks",
     "Spectrum": "eigenexp.spectrum",
     "StopReason": "eigenexp.spectrum",
+    "StudyModule": "eigenexp.study",
     "examine_saved_synthesis": "eigenexp.eigendistortion",
     "load_picture": "eigenexp.images",
     "remove_grad": "eigenexp.eigendistortion",
@@ -42,7 +46,7 @@ _HOMES = {
     "validate_model": "eigenexp.eigendistortion",
     "write_report": "eigenexp.report",
 }
-_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "report", "tracking")
+_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "report", "study", "tracking")
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 

@@ -26,6 +26,7 @@ from eigenexp.errors import ConfigError, EigenexpError
 from eigenexp.images import Picture, load_picture
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.models import LayerOutput
+from eigenexp.study.average import AverageModule, load_mean
 
 __all__ = [
     "TRUSTED_PACKAGES",
@@ -57,11 +58,39 @@ MODEL_DTYPES = {
 
 
 def build_picture(config: Mapping[str, Any], dtype: str | None = None) -> Picture:
-    """Load the picture, by default in the precision of the trainer."""
+    """Load the picture, by default in the precision of the trainer.
+
+    With ``parallel=average`` that is the mean of the pictures.
+
+    Raises
+    ------
+    ConfigError
+        When ``parallel`` does not fit the pictures, or there are none.
+    """
     is_double = str(config["trainer"]["precision"]).startswith("64")
-    return load_picture(
-        **config["image"], dtype=dtype or (torch.float64 if is_double else torch.float32)
-    )
+    chosen = dtype or (torch.float64 if is_double else torch.float32)
+    image = dict(config["image"])
+    path = image.pop("path", None)
+    parallel = config.get("parallel")
+    allowed = ("columns",) if path is None else ("pictures", "average")
+    if parallel is not None and parallel not in allowed:
+        raise ConfigError(
+            f"parallel: expected {' or '.join(allowed)} for "
+            f"{'one picture' if path is None else 'many pictures'}, got {parallel!r}"
+        )
+    if _wants_mean(config):
+        image.pop("source", None)
+        return load_mean(path, {**image, "dtype": chosen})[1]
+    if image["source"] is None:
+        raise ConfigError(
+            "image: expected image.source=… (a picture's name or file), or image.path=… for many "
+            "(a folder, a glob, a list), got neither"
+        )
+    return load_picture(**image, dtype=chosen)
+
+
+def _wants_mean(config: Mapping[str, Any]) -> bool:
+    return config.get("parallel") == "average" and config["image"].get("path") is not None
 
 
 def check_trusted(model: Any) -> None:
@@ -187,7 +216,21 @@ def build_module(config: Mapping[str, Any], model: Any, picture: Picture) -> Eig
                 f"{name!r}"
             )
         options["model_dtype"] = MODEL_DTYPES[name]
-    module = EigendistortionModule(model, picture, **config["solver"], operator_options=options)
+    module: EigendistortionModule
+    if _wants_mean(config):
+        many = {k: v for k, v in config["image"].items() if k not in ("path", "source")}
+        if set(options.values()) - {"auto", None, False}:
+            raise ConfigError("operator: expected its defaults for a mean of pictures, got others")
+        path = config["image"]["path"]
+        module = AverageModule(model, path, image_options=many, **config["solver"])
+    else:
+        module = EigendistortionModule(
+            model,
+            picture,
+            parallel=config.get("parallel"),
+            **config["solver"],
+            operator_options=options,
+        )
     module.run_metadata["config"] = dict(config)
     return module
 
@@ -235,9 +278,15 @@ def build_callbacks(
 
 
 def build_trainer(
-    config: Mapping[str, Any], loggers: list[Logger], callbacks: list[L.Callback]
+    config: Mapping[str, Any],
+    loggers: list[Logger],
+    callbacks: list[L.Callback],
+    *,
+    checkpointing: bool = True,
 ) -> L.Trainer:
     """Return ``lightning.Trainer`` with the configured arguments.
+
+    ``checkpointing`` is off where the callbacks hold none of Lightning's kind.
 
     Raises
     ------
@@ -254,7 +303,7 @@ def build_trainer(
             default_root_dir=config["root"],
             enable_model_summary=False,
             # Ours is in the list; Lightning refuses to hear of a switched-off one beside it.
-            enable_checkpointing=True,
+            enable_checkpointing=checkpointing,
             num_sanity_val_steps=0,
         )
     except (

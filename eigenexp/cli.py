@@ -38,6 +38,8 @@ settings (key=value; see them all with --config):
   solver.tol=1e-4         converged when |Fv - λv| <= tol * λmax
   solver.max_products=N   budget of products F·v
   image.crop=[t,l,h,w]    or one number for a centred square;  image.resize=64
+  image=folder image.path=photos      many pictures: a folder, a glob ('photos/*.png') or a list
+  trainer.devices=2 parallel=pictures each process its own pictures (also: columns, average)
   image.channels=color    gray, color or keep
   model.layer=NAME        respond with a layer of the model, by its dotted name
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
@@ -270,6 +272,11 @@ def _show(options: argparse.Namespace) -> int:
     print(printable(f"run {run.run_id}: {record['title']}"))
     reason = record.get("stop_reason")
     print(printable(f"status {record['status']}" + (f" ({reason})" if reason else "")))
+    if record.get("study"):
+        from eigenexp.study.show import study_lines
+
+        print("\n".join(study_lines(run)))
+        return 0
     path = run.results / "spectrum.safetensors"
     if not path.is_file():
         print(f"no result yet; go on with: eigenexp resume {run.run_id}")

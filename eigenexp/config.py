@@ -37,9 +37,13 @@ CONFIG_NAME = "fit"
 
 @dataclass
 class ImageConfig:
-    """Which picture, and what is done to it; see :func:`eigenexp.images.load_picture`."""
+    """Which picture, and what is done to it; see :func:`eigenexp.images.load_picture`.
 
-    source: str = MISSING
+    ``path`` names many: a folder, a glob or a list; each is then a problem of its own.
+    """
+
+    source: str | None = MISSING
+    path: Any = None
     crop: Any = None
     resize: Any = None
     channels: str = "gray"
@@ -94,6 +98,17 @@ class RandomizedSVDConfig(SolverConfig):
 
 
 @dataclass
+class StochasticConfig(SolverConfig):
+    """Stochastic iteration for ``parallel=average``; ``sample`` pictures a step."""
+
+    method: str = "stochastic"
+    which: str = "top"
+    tol: float = 1e-2
+    sample: int = 4
+    step: float = 1.0
+
+
+@dataclass
 class OperatorConfig:
     """How products are computed; see :class:`eigenexp.operators.JacobianOperator`."""
 
@@ -143,11 +158,23 @@ class CallbacksConfig:
 
 
 @dataclass
+class StudyConfig:
+    """How many pictures are worked on; see :class:`eigenexp.study.StudyModule`."""
+
+    batch_size: Any = "auto"
+    cohort: int | None = None
+    checkpoint_seconds: float = 30.0
+    figures: bool = False
+    retry_failed: bool = False
+
+
+@dataclass
 class FitConfig:
     """The whole configuration of one run.
 
     ``model`` is a ``_target_`` with its arguments, and ``layer``: the dotted name of the layer
     whose output is the response (``features.11``), ``null`` for the model's own output.
+    ``parallel`` says what several processes share out: ``pictures``, ``columns``, ``average``.
     ``resume`` is ``never`` (a new run) or ``auto`` (go on with the newest unfinished run of the
     same settings, if there is one).
     """
@@ -159,6 +186,8 @@ class FitConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+    parallel: str | None = None
     experiment: Any = None
     root: str = "mlruns"
     experiment_name: str = "eigenexp"
@@ -175,6 +204,7 @@ _SOLVERS: dict[str, type[SolverConfig]] = {
     "lanczos": LanczosConfig,
     "exact": ExactConfig,
     "randomized_svd": RandomizedSVDConfig,
+    "stochastic": StochasticConfig,
 }
 _SCHEMAS = (
     (None, "schema_fit", FitConfig),

@@ -35,13 +35,16 @@ from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelError
 from eigenexp.images import Picture
 from eigenexp.lightning_overhead import may_step_directly, silence_profiler
-from eigenexp.operators import FisherOperator
+from eigenexp.operators import AverageFisherOperator, FisherOperator
+from eigenexp.ranks import together
 from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import Spectrum
 
-__all__ = ["EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
+__all__ = ["PRECISIONS", "EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
 
-_PRECISIONS = ("32-true", "64-true", "32", "64")
+RESUME_ADVICE = "go on from the last checkpoint"
+ModuleOperator = FisherOperator | AverageFisherOperator
+PRECISIONS = ("32-true", "64-true", "32", "64")
 
 
 class ProbeSteps:
@@ -90,7 +93,8 @@ class SolverOptimizer(torch.optim.Optimizer):
         if closure is None:
             raise InputError("SolverOptimizer.step: expected a closure, got None")
         with torch.enable_grad():
-            loss = closure()
+            # The backward pass is where processes meet.
+            loss = together(self._module.trainer, closure, RESUME_ADVICE)
         self._module._advance()
         return loss
 
@@ -119,6 +123,9 @@ class EigendistortionModule(L.LightningModule):
         Budget of products F·v; ``None`` for no limit.
     route
         How products are computed; ``"auto"`` chooses by probing the model.
+    parallel
+        ``"columns"``: under several processes each multiplies its share of a block's columns; pays
+        with methods that ask for blocks. Other than that, processes do the same work twice.
     operator_options
         More of :class:`~eigenexp.FisherOperator`: ``chunk_size``, ``recompute``, ``compile``,
         ``model_dtype`` (the model is then put in that precision, the solver stays in its own).
@@ -149,10 +156,17 @@ class EigendistortionModule(L.LightningModule):
         seed: int = 0,
         max_products: int | None = None,
         route: str = "auto",
+        parallel: str | None = None,
         operator_options: Mapping[str, Any] | None = None,
         **solver_options: Any,
     ) -> None:
         super().__init__()
+        if parallel not in (None, "columns"):
+            raise InputError(
+                f"parallel: expected None or 'columns' for one picture, got {parallel!r}; "
+                "StudyModule takes many pictures, AverageModule their mean"
+            )
+        self._parallel = parallel
         self.picture = image if isinstance(image, Picture) else None
         tensor = image.tensor if isinstance(image, Picture) else image
         if not isinstance(tensor, Tensor):
@@ -188,7 +202,7 @@ class EigendistortionModule(L.LightningModule):
         self.logged_by_callback = False
         self.probe = nn.Parameter(torch.empty(0))
         self._operator_options = {"route": route, **(operator_options or {})}
-        self._operator: FisherOperator | None = None
+        self._operator: ModuleOperator | None = None
         self._solver: Eigensolver | None = None
         self._responses: Tensor | None = None
         self._gathered: Tensor | None = None
@@ -216,8 +230,8 @@ class EigendistortionModule(L.LightningModule):
         return self._solver
 
     @property
-    def operator(self) -> FisherOperator:
-        """The Fisher operator at the picture; available from the start of ``trainer.fit`` on."""
+    def operator(self) -> ModuleOperator:
+        """The Fisher operator; available from the start of ``trainer.fit`` on."""
         if self._operator is None:
             raise RuntimeError("operator: expected trainer.fit(module) first; it linearises f")
         return self._operator
@@ -259,7 +273,7 @@ class EigendistortionModule(L.LightningModule):
         if stage != "fit":
             raise InputError(f"EigendistortionModule: expected trainer.fit, got trainer.{stage}")
         precision = str(trainer.precision)
-        if precision not in _PRECISIONS:
+        if precision not in PRECISIONS:
             raise InputError(
                 f"precision: expected '32-true' or '64-true', got {precision!r}; the solver needs "
                 "products at full precision"
@@ -280,12 +294,20 @@ class EigendistortionModule(L.LightningModule):
             model_dtype = self._operator_options.get("model_dtype") or dtype
             self.model.requires_grad_(False).eval().to(device=device, dtype=model_dtype)
         self._image = self._image.to(device=device, dtype=dtype)
-        self._operator = FisherOperator(self.model, self._image, **self._operator_options)
+        self._operator = self._make_operator(self._operator_options)
         state = None if solver is None else solver.state_dict()
-        self._solver = make_solver(self._operator, **self._settings)
+        self._solver = self._make_solver(self._operator)
         if state is not None:
             self._load(state)
         self._set_probe()
+
+    def _make_operator(self, options: Mapping[str, Any]) -> ModuleOperator:
+        """Return the operator whose eigenpairs are sought."""
+        return FisherOperator(self.model, self._image, **options)
+
+    def _make_solver(self, operator: ModuleOperator) -> Eigensolver:
+        """Return the solver of the settings."""
+        return make_solver(operator, **self._settings)
 
     def _set_probe(self) -> None:
         """Put the solver's next block into the parameter; pad to a fixed width under DDP."""
@@ -300,7 +322,8 @@ class EigendistortionModule(L.LightningModule):
         if self.probe.shape == block.shape:
             self.probe.data.copy_(block)
         else:
-            self.probe.data = block.contiguous()
+            # Fresh strides: DDP refuses a column that is a slice of a row-major block.
+            self.probe.data = block.new_empty(block.shape).copy_(block)
             self.probe.grad = None
 
     @property
@@ -373,6 +396,8 @@ class EigendistortionModule(L.LightningModule):
 
     def _multiply(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return F V, or None where the solver asked for J V or Jᵀ U, and the energy ‖·‖²."""
+        if self._parallel == "columns" and self._is_distributed:
+            return self._multiply_share(probe)
         request = self.solver.request
         products, responses = multiply(self.operator, request, probe)
         if request != "fisher":
@@ -381,6 +406,41 @@ class EigendistortionModule(L.LightningModule):
         self._responses = responses
         measured = products if responses is None else responses
         return products, measured.square().sum()
+
+    def _multiply_share(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Multiply this process's columns; the mean over processes is then the whole block of F V.
+
+        Responses are gathered, so that eigenvalues are read as ‖Jv‖² as by one process; so is what
+        the solver asked for where it is not F V.
+        """
+        ranks, width = self.trainer.world_size, self.solver.ask().shape[1]
+        share = -(-width // ranks)
+        first = min(self.trainer.global_rank * share, width)
+        last = min(first + share, width)
+        # A process without a column of its own multiplies one all the same, to know the sizes.
+        own = probe[:, first : max(last, first + 1)] if first < width else probe[:, :1]
+        request = self.solver.request
+        product, responses = multiply(self.operator, request, own.contiguous())
+        if request != "fisher":
+            self._gathered = self._gather(product[:, : last - first], share)[:, :width]
+            return None, self._gathered.square().sum()
+        products = torch.zeros_like(probe)
+        products[:, first:last] = ranks * product[:, : last - first]
+        if responses is None:
+            return products, (probe * products).sum()
+        self._responses = self._gather(responses[:, : last - first], share)[:, :width].contiguous()
+        return products, self._responses.square().sum()
+
+    def _gather(self, own: Tensor, share: int) -> Tensor:
+        """Return the columns of all processes side by side, each process's padded to ``share``."""
+        padding = own.new_zeros(len(own), share - own.shape[1])
+        padded = torch.cat([own, padding], dim=1).contiguous()
+
+        def exchange() -> Tensor:
+            return self.trainer.strategy.all_gather(padded)
+
+        gathered = together(self.trainer, exchange, RESUME_ADVICE)
+        return gathered.movedim(0, 1).reshape(len(own), -1)
 
     def _advance(self) -> None:
         """Tell the solver the product, in ``probe.grad`` where it is F V; load the next block."""
@@ -391,13 +451,18 @@ class EigendistortionModule(L.LightningModule):
         width = solver.ask().shape[1]
         gathered, self._gathered = self._gathered, None
         products = (gradient.neg() if gathered is None else gathered)[:, :width]
-        # Averaged over ranks or accumulated batches, F is a mean: one rank's J V is not its root,
-        # and a solver told no J V asks for none.
-        alone = not self._is_distributed and self.trainer.accumulate_grad_batches == 1
-        responses = self._responses if alone else None
+        # A solver told no J V asks for none.
+        responses = self._responses if self._has_all_responses else None
         self._responses = None
         solver.tell(products, None if responses is None else responses[:, :width])
         self._set_probe()
+
+    @property
+    def _has_all_responses(self) -> bool:
+        """Whether J V is at hand; of a mean over processes or batches one part is not its root."""
+        if self.trainer.accumulate_grad_batches > 1:
+            return False
+        return not self._is_distributed or self._parallel == "columns"
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the convergence norms when no callback of ours does."""
@@ -413,17 +478,22 @@ class EigendistortionModule(L.LightningModule):
 
     # -- checkpoints -----------------------------------------------------------------------------
 
+    def _response(self) -> Tensor | None:
+        """Return f(x) where it is at hand."""
+        return (
+            self._operator.jacobian.response if isinstance(self._operator, FisherOperator) else None
+        )
+
+    def _picture_record(self) -> dict[str, Any]:
+        if self.picture is not None:
+            return self.picture.record
+        return {"sha256": tensor_sha256(self._image), "shape": list(self._image.shape)}
+
     def metadata(self) -> dict[str, Any]:
         """Return where this solve comes from: versions, commit, fingerprints, settings."""
         if self._fingerprint is None:
-            self._fingerprint = model_fingerprint(
-                self.model, self._image, self.operator.jacobian.response
-            )
-        picture = (
-            self.picture.record
-            if self.picture is not None
-            else {"sha256": tensor_sha256(self._image), "shape": list(self._image.shape)}
-        )
+            self._fingerprint = model_fingerprint(self.model, self._image, self._response())
+        picture = self._picture_record()
         return checkpoint_metadata(
             model=self._fingerprint,
             picture=picture,
@@ -443,7 +513,7 @@ class EigendistortionModule(L.LightningModule):
         dtype = {str(d): d for d in (torch.float32, torch.float64)}.get(str(saved.get("dtype")))
         if dtype is None or dtype == self.solver.dtype:
             return current
-        response = self.operator.jacobian.response
+        response = self._response()
         current["model"] = plain(model_fingerprint(self.model, self._image, response, dtype))
         if self.picture is None:
             current["picture"]["sha256"] = tensor_sha256(self._image.to(dtype))
@@ -455,7 +525,7 @@ class EigendistortionModule(L.LightningModule):
         progress = self.solver.progress()
         checkpoint[METADATA_KEY] = {
             "solver": self.solver.state_dict(),
-            "route": self.operator.jacobian.route,
+            "route": self.operator.route,
             "rng_state": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -497,8 +567,10 @@ class EigendistortionModule(L.LightningModule):
         if isinstance(callbacks, dict):
             callbacks.pop("Timer", None)
         self._rng_state = dict(saved["rng_state"])
-        if saved["route"] != self.operator.jacobian.route:
-            self._operator = FisherOperator(self.model, self._image, route=saved["route"])
+        if saved["route"] != self.operator.route:
+            self._operator = self._make_operator(
+                {**self._operator_options, "route": saved["route"]}
+            )
         self._load(saved["solver"])
         self._set_probe()
 

@@ -30,6 +30,7 @@ from eigenexp.config import override_config, plain_config
 from eigenexp.errors import CheckpointError, ConfigError, TrackingError
 from eigenexp.images import Picture
 from eigenexp.lightning_module import EigendistortionModule
+from eigenexp.ranks import is_first_rank
 from eigenexp.resuming import (
     check_resolved,
     claim_unfinished,
@@ -40,6 +41,7 @@ from eigenexp.resuming import (
 )
 from eigenexp.runs import RunFolder, open_root
 from eigenexp.spectrum import Spectrum, StopReason
+from eigenexp.study.running import StudyResult, fit_study, is_study, study_summary
 from eigenexp.tracking import MLflowLogger
 
 __all__ = ["RunResult", "fit", "resume", "summary"]
@@ -80,7 +82,7 @@ def fit(
     run: RunFolder | None = None,
     checkpoint: Path | None = None,
     say: Callable[[str], None] = print,
-) -> RunResult:
+) -> RunResult | StudyResult:
     """Run the configured solve, tracked and resumable.
 
     With ``resume: auto`` it goes on with the newest unfinished run of the same settings.
@@ -102,6 +104,8 @@ def fit(
     settings = dict(config) if isinstance(config, dict) else plain_config(config)
     root = open_root(settings["root"])
     settings["root"] = str(root)
+    if is_study(settings):
+        return _solve_study(settings, root, run, say=say)
     if run is not None:
         if checkpoint is None:
             picture = build_picture(settings)
@@ -178,13 +182,16 @@ def _run(
 ) -> RunResult:
     """Run one solve in its folder and mark how it ended."""
     run_id, root = folder.run_id, folder.root
-    folder.write_record(config=settings, status="RUNNING", picture=picture.record, title=title)
+    is_first = is_first_rank()
+    if is_first:
+        folder.write_record(config=settings, status="RUNNING", picture=picture.record, title=title)
     module.run_metadata["run_id"] = run_id
     loggers = build_loggers(settings, run_id, mlflow)
     results = ResultFiles(folder.results, title=title)
     callbacks = build_callbacks(settings, folder.checkpoints, results)
     trainer = build_trainer(settings, loggers, callbacks)
-    say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
+    if is_first:
+        say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
     status, exit_code = "FAILED", 1
     try:
         for logger in loggers:
@@ -199,7 +206,8 @@ def _run(
     finally:
         reason = _stop_reason(trainer, module, status, exit_code)
         try:
-            folder.write_record(status=status, stop_reason=reason)
+            if is_first:
+                folder.write_record(status=status, stop_reason=reason)
         except TrackingError as error:  # what ended the run is more worth telling
             log.warning("%s", error)
         if mlflow is not None:
@@ -209,7 +217,9 @@ def _run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below says it, pair by pair
         spectrum = module.spectrum()
-    return RunResult(run_id, status, exit_code, spectrum, results.paths)
+    # Lightning kills a run of which a process ends with another code than 0: the first one tells.
+    code = exit_code if is_first else 0
+    return RunResult(run_id, status, code, spectrum, results.paths)
 
 
 def resume(
@@ -220,7 +230,7 @@ def resume(
     force: bool = False,
     trust: bool = False,
     say: Callable[[str], None] = print,
-) -> RunResult:
+) -> RunResult | StudyResult:
     """Continue a run in its own place, ending as it would have without the break.
 
     Parameters
@@ -243,6 +253,8 @@ def resume(
         When there is no such run or checkpoint, or it does not fit.
     """
     run = locate_run(name, Path(root).absolute(), say)
+    if run.record_path.is_file() and run.read_record().get("study"):
+        return _resume_study(run, overrides, force, trust, say)
     given = Path(name)
     with hold_run(run):
         if not given.is_file():
@@ -270,6 +282,45 @@ def resume(
         say(f"resuming from {checkpoint}")
         start = Start(run, checkpoint, picture, force, trust, intended)
         return _solve(settings, open_root(run.root), start, say=say)
+
+
+def _solve_study(
+    settings: dict[str, Any],
+    root: Path,
+    run: RunFolder | None,
+    *,
+    force: bool = False,
+    trust: bool = True,
+    say: Callable[[str], None],
+) -> StudyResult:
+    """Solve the pictures of a new study, or the unfinished ones of one that the caller holds."""
+    _set_threads(settings["threads"])
+    model = build_model(settings["model"], trust=trust)
+
+    def parent(title: str) -> MLflowLogger | None:
+        return _mlflow_logger(settings, root, run, title)
+
+    return fit_study(
+        settings, model, root=root, mlflow_logger=parent, run=run, force=force, say=say
+    )
+
+
+def _resume_study(
+    run: RunFolder,
+    overrides: Sequence[str],
+    force: bool,
+    trust: bool,
+    say: Callable[[str], None],
+) -> StudyResult:
+    saved = run.read_record()["config"]
+    if not trust:
+        check_resolved(saved)
+    settings = plain_config(override_config({**saved, "root": str(run.root)}, overrides))
+    if not trust:
+        check_trusted(settings["model"])
+    with hold_run(run):
+        say(f"resuming {run.results}")
+        return _solve_study(settings, open_root(run.root), run, force=force, trust=trust, say=say)
 
 
 # -- pieces ----------------------------------------------------------------------------------------
@@ -354,8 +405,12 @@ def _stop_reason(trainer: Any, module: EigendistortionModule, status: str, code:
 # -- what a person reads ---------------------------------------------------------------------------
 
 
-def summary(result: RunResult) -> list[str]:
+def summary(result: RunResult | StudyResult) -> list[str]:
     """Return the closing lines of a run."""
+    if not is_first_rank():
+        return []
+    if isinstance(result, StudyResult):
+        return study_summary(result)
     lines = ["", str(result.spectrum), ""]
     if "distortions.png" in result.paths:
         lines.append(f"picture:   {result.paths['distortions.png']}")

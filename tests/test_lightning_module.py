@@ -283,6 +283,14 @@ def test_accumulated_batches_give_the_same_eigenvalues(
     torch.testing.assert_close(module.spectrum().eigenvalues[0], values[0])
 
 
+@pytest.mark.parametrize("method", ["lanczos", "auto"])
+def test_the_probe_has_plain_strides_as_ddp_demands(method: str, tmp_path: Path) -> None:
+    image = torch.rand(1, 1, 9, 9, dtype=torch.float64)
+    module = EigendistortionModule(nn.Tanh(), image, method=method, tol=1e-3)
+    trainer(tmp_path, max_steps=1).fit(module)
+    assert module.probe.stride() == torch.empty(module.probe.shape).stride()
+
+
 class OptimizerHook(L.Callback):
     """A callback that looks at the product before the solver takes it."""
 

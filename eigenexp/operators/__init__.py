@@ -5,8 +5,16 @@ interface for a matrix at hand. How a product is computed is found out by probin
 and checked by the adjoint identity ⟨JV, U⟩ = ⟨V, JᵀU⟩; see :mod:`eigenexp.operators.routes`.
 """
 
+from eigenexp.operators.average import AverageFisherOperator
+from eigenexp.operators.batched import BatchedFisherOperator
 from eigenexp.operators.dense import DenseOperator
 from eigenexp.operators.fisher import FisherOperator
 from eigenexp.operators.jacobian import JacobianOperator
 
-__all__ = ["DenseOperator", "FisherOperator", "JacobianOperator"]
+__all__ = [
+    "AverageFisherOperator",
+    "BatchedFisherOperator",
+    "DenseOperator",
+    "FisherOperator",
+    "JacobianOperator",
+]

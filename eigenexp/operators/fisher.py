@@ -10,7 +10,16 @@ from eigenexp.operators.base import Fisher
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.probing import Model
 
-__all__ = ["FisherOperator"]
+__all__ = ["FisherOperator", "start_vectors"]
+
+
+def start_vectors(image: Tensor) -> Tensor:
+    """Return ``(n, s)``: the picture and the constant; one column for a constant picture."""
+    picture = image.reshape(-1, 1)
+    constant = torch.ones_like(picture)
+    if bool((picture == picture[0]).all()):
+        return constant
+    return torch.cat([picture, constant], dim=1)
 
 
 class FisherOperator(Fisher):
@@ -84,6 +93,11 @@ class FisherOperator(Fisher):
         return self.jacobian.route
 
     @property
+    def num_responses(self) -> int:
+        """m, the number of response values."""
+        return self.jacobian.shape[0]
+
+    @property
     def product_eps(self) -> float:
         """Relative rounding of a product; see :attr:`JacobianOperator.product_eps`."""
         return self.jacobian.product_eps
@@ -95,11 +109,7 @@ class FisherOperator(Fisher):
         Models with gain control hardly respond to changes along these two, so a search for the
         smallest eigenvalue does well to try them first. A constant picture leaves one column.
         """
-        picture = self.jacobian.image.reshape(-1, 1)
-        constant = torch.ones_like(picture)
-        if bool((picture == picture[0]).all()):
-            return constant
-        return torch.cat([picture, constant], dim=1)
+        return start_vectors(self.jacobian.image)
 
     def to_dense(self) -> Tensor:
         """Return F, ``(n, n)``, from the dense Jacobian."""

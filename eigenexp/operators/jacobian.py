@@ -107,7 +107,7 @@ class JacobianOperator(Jacobian):
             raise InputError(f"route: expected 'auto' or one of {list(ROUTES)}, got {route!r}")
         if chunk_size is not None and chunk_size < 1:
             raise InputError(f"chunk_size: expected at least 1 column, got {chunk_size}")
-        self.image = copy_image(image)
+        self.image = self._take(image)
         self.dtype = self.image.dtype
         self.device = self.image.device
         self.image_shape = tuple(self.image.shape[1:]) or (self.image.numel(),)
@@ -137,6 +137,16 @@ class JacobianOperator(Jacobian):
     def route(self) -> str:
         """Name of the route in use."""
         return self._route.name
+
+    @staticmethod
+    def _take(image: Tensor) -> Tensor:
+        """Return the operator's own copy of the picture, checked."""
+        return copy_image(image)
+
+    @property
+    def width(self) -> int:
+        """Largest number of values in an intermediate result of a product; 0 where not known."""
+        return self._route.width
 
     @property
     def repeatable(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eigenexp.errors import ModelError
 
-__all__ = ["flatten_response"]
+__all__ = ["flatten_response", "flatten_rows"]
 
 
 def flatten_response(output: Any, image: Tensor) -> Tensor:
@@ -43,6 +43,35 @@ def flatten_response(output: Any, image: Tensor) -> Tensor:
     if response.numel() == 0:
         raise ModelError("model: expected at least one output value, got tensors without elements")
     return response
+
+
+def flatten_rows(output: Any, images: Tensor) -> Tensor:
+    """Return a model's output for B pictures as ``(B, m)``: one row a picture.
+
+    Parameters
+    ----------
+    output
+        As for :func:`flatten_response`.
+    images
+        ``(B, ...)``: the pictures the model was given.
+
+    Raises
+    ------
+    ModelError
+        As :func:`flatten_response`, or when a tensor of the output has no row a picture.
+    """
+    count = len(images)
+    rows = []
+    for where, part in _leaves(output, ""):
+        if part.ndim == 0 or part.shape[0] != count:
+            raise ModelError(
+                f"model: expected output{where} with {count} rows for {count} pictures, got shape "
+                f"{tuple(part.shape)}; such a model is given one picture at a time"
+            )
+        rows.append(_real(part, where, images).reshape(count, -1))
+    if not rows:
+        raise ModelError("model: expected at least one output tensor, got an empty output")
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
 def _leaves(output: Any, where: str) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,202 @@
+"""The Fisher information averaged over pictures, F̄ = 1/P Σ JᵢᵀJᵢ: for universal distortions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from eigenexp.errors import ImageError, InputError
+from eigenexp.operators.base import Fisher, Jacobian
+from eigenexp.operators.fisher import FisherOperator, start_vectors
+from eigenexp.operators.probing import Model, copy_image
+
+__all__ = ["AverageFisherOperator"]
+
+
+class AverageFisherOperator(Fisher):
+    """F̄ = 1/P Σ JᵢᵀJᵢ over P pictures; its eigenvectors are distortions common to all of them.
+
+    A product of F̄ costs a product at every picture. Pictures are linearised when first needed, and
+    kept so while memory is granted.
+
+    Parameters
+    ----------
+    model
+        As for :class:`FisherOperator`.
+    images
+        P pictures ``(1, C, H, W)`` of one shape and dtype, or one tensor ``(P, C, H, W)``.
+    keep
+        Pictures whose linearisation is kept; the others are linearised again for every product,
+        which costs about six forward passes and no memory. ``None`` for all.
+    route, check
+        As for :class:`FisherOperator`; the check is made at each picture's first use.
+
+    Attributes
+    ----------
+    shape, image_shape, dtype, device
+        As of :class:`FisherOperator`.
+    rank_bound
+        ``min(P m, n)``, m the number of response values at one picture.
+    mean_image
+        ``(1, C, H, W)``.
+
+    Raises
+    ------
+    InputTypeError, ImageError, ModelError
+        As :class:`FisherOperator`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        images: Sequence[Tensor] | Tensor,
+        *,
+        keep: int | None = None,
+        route: str = "auto",
+        check: bool = True,
+    ) -> None:
+        super().__init__()
+        if keep is not None and keep < 0:
+            raise InputError(f"keep: expected at least 0 pictures or None, got {keep}")
+        pictures = (
+            [images[i : i + 1] for i in range(len(images))]
+            if isinstance(images, Tensor)
+            else list(images)
+        )
+        self._images = [copy_image(picture) for picture in pictures]
+        if not self._images or len({(p.shape, p.dtype, p.device) for p in self._images}) != 1:
+            shapes = sorted({tuple(picture.shape) for picture in self._images})
+            raise ImageError(
+                f"images: expected pictures of one shape, dtype and device, got {shapes or 'none'}"
+            )
+        first = self._images[0]
+        self._model, self._check = model, check
+        self._wanted_route, self._keep = route, len(self._images) if keep is None else keep
+        self._kept: dict[int, FisherOperator] = {}
+        self._checked: set[int] = set()
+        self._responses: int | None = None
+        self.image_shape = tuple(first.shape[1:]) or (first.numel(),)
+        self.dtype, self.device = first.dtype, first.device
+        self.shape = (first.numel(), first.numel())
+        self.mean_image = torch.stack(self._images).mean(0)
+
+    @property
+    def num_pictures(self) -> int:
+        """P."""
+        return len(self._images)
+
+    @property
+    def rank_bound(self) -> int:  # type: ignore[override]
+        """``min(P m, n)``: the rank of F̄ is at most this."""
+        return min(self.shape[0], self.num_responses)
+
+    @property
+    def num_responses(self) -> int:
+        """P m, the number of response values at all pictures."""
+        if self._responses is None:
+            self.at(0)
+        return len(self._images) * (self._responses or 0)
+
+    @property
+    def jacobian(self) -> Jacobian:
+        """J̄ ``(P m, n)``: the Jᵢ one above the other, over √P, so that J̄ᵀJ̄ = F̄."""
+        return _StackedJacobian(self)
+
+    @property
+    def start(self) -> Tensor:
+        """``(n, s)``: the mean picture and the constant image."""
+        return start_vectors(self.mean_image)
+
+    @property
+    def route(self) -> str:
+        """Name of the route of the products, as of the first picture used."""
+        return next(iter(self._kept.values())).route if self._kept else self._wanted_route
+
+    def at(self, index: int) -> FisherOperator:
+        """Return F at one of the pictures, linearised now or before."""
+        found = self._kept.get(index)
+        if found is not None:
+            return found
+        fresh = index not in self._checked
+        operator = FisherOperator(
+            self._model,
+            self._images[index],
+            route=self._wanted_route,
+            check=self._check and fresh,
+        )
+        self._checked.add(index)
+        m = operator.jacobian.shape[0]
+        self._responses = m if self._responses is None else max(m, self._responses)
+        if len(self._kept) < self._keep:
+            self._kept[index] = operator
+        return operator
+
+    def part(self, block: Tensor, indices: Sequence[int]) -> Tensor:
+        """Return 1/P Σ Fᵢ V over some of the pictures; not counted as a product.
+
+        Parameters
+        ----------
+        block
+            ``(n, b)``.
+        indices
+            Which pictures; those of all parts together must be each once for F̄ V.
+        """
+        block = self._block(block, self.shape[1], "block")
+        total = torch.zeros_like(block)
+        for index in indices:
+            product, _ = self.at(index).apply(block)
+            total += product
+        return total / len(self._images)
+
+    def to_dense(self) -> Tensor:
+        """Return F̄, ``(n, n)``."""
+        total = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        for index in range(len(self._images)):
+            total += self.at(index).to_dense()
+        return total / len(self._images)
+
+    def _apply(self, block: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros_like(block)
+        responses = []
+        for index in range(len(self._images)):
+            product, response = self.at(index).apply(block)
+            total += product
+            if response is not None:
+                responses.append(response)
+        # J̄ is the Jᵢ one above the other, over √P: then J̄ᵀJ̄ = F̄.
+        scale = len(self._images)
+        return total / scale, torch.cat(responses) / scale**0.5
+
+
+class _StackedJacobian(Jacobian):
+    """J̄ of an average, from the Jacobians at its pictures."""
+
+    def __init__(self, average: AverageFisherOperator) -> None:
+        super().__init__()
+        self._average = average
+        self._scale = float(average.num_pictures**-0.5)
+        self.shape = (average.num_responses, average.shape[0])
+        self.image_shape = average.image_shape
+        self.dtype, self.device = average.dtype, average.device
+
+    @property
+    def route(self) -> str:
+        return self._average.route
+
+    def _each(self) -> Iterator[Jacobian]:
+        return (self._average.at(i).jacobian for i in range(self._average.num_pictures))
+
+    def to_dense(self) -> Tensor:
+        return torch.cat([jacobian.to_dense() for jacobian in self._each()]) * self._scale
+
+    def _matmat(self, block: Tensor) -> Tensor:
+        return torch.cat([jacobian.matmat(block) for jacobian in self._each()]) * self._scale
+
+    def _rmatmat(self, block: Tensor) -> Tensor:
+        parts = block.chunk(self._average.num_pictures)
+        products = [
+            jacobian.rmatmat(part) for jacobian, part in zip(self._each(), parts, strict=True)
+        ]
+        return torch.stack(products).sum(0) * self._scale

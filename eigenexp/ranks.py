@@ -1,0 +1,65 @@
+"""How processes agree, and notice that one of them is gone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+
+from eigenexp.errors import EigenexpError
+
+__all__ = ["RankLostError", "agree", "is_first_rank", "together"]
+
+T = TypeVar("T")
+
+# How the back ends of torch.distributed say it; they raise plain RuntimeErrors.
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|timed out waiting", re.I)
+
+
+class RankLostError(EigenexpError, RuntimeError):
+    """Another process of the run died or does not answer."""
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all, known also before they have met."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def together(trainer: L.Trainer, exchange: Callable[[], T], advice: str) -> T:
+    """Return what ``exchange``, in which all processes take part, gives.
+
+    Raises
+    ------
+    RankLostError
+        When another process is gone; ``advice`` says how to go on.
+    """
+    try:
+        return exchange()
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if trainer.world_size == 1 or not _LOST.search(text):
+            raise
+        raise RankLostError(
+            f"rank {trainer.global_rank}: expected {trainer.world_size} processes at work, lost "
+            f"one ({text[:150]}); {advice}"
+        ) from error
+
+
+def agree(trainer: L.Trainer, here: bool, *, all_ranks: bool, advice: str) -> bool:
+    """Return whether ``here`` holds on all processes, or on any of them.
+
+    Raises
+    ------
+    RankLostError
+        When another process is gone.
+    """
+    if trainer.world_size == 1:
+        return here
+
+    def exchange() -> bool:
+        return bool(trainer.strategy.reduce_boolean_decision(here, all=all_ranks))
+
+    return together(trainer, exchange, advice)

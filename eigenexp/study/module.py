@@ -1,0 +1,436 @@
+"""Many pictures as a Lightning module: one training step is one turn of a batch of pictures."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from eigenexp.checkpoints import check_metadata, checkpoint_metadata, model_fingerprint
+from eigenexp.eigensolvers import make_solver
+from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError
+from eigenexp.images import Picture
+from eigenexp.lightning_module import PRECISIONS, ProbeSteps
+from eigenexp.operators import BatchedFisherOperator, FisherOperator
+from eigenexp.operators.batched import pictures_at_once
+from eigenexp.ranks import RankLostError, agree
+from eigenexp.spectrum import Spectrum
+from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
+from eigenexp.study.folder import StudyFolder
+from eigenexp.study.sources import PictureSource, picture_sources
+from eigenexp.study.table import table_rows, write_tables
+
+__all__ = ["StudyModule"]
+
+# What one step takes at least under several processes: they meet once a step.
+_SLICE_SECONDS = 1.0
+
+
+class StudyModule(L.LightningModule):
+    """Eigendistortions of a model at many pictures, each its own problem, by ``trainer.fit``.
+
+    Everything lies in ``folder``: fitting again with the same folder goes on with the unfinished
+    pictures, after any interruption and on any number of processes. Under several processes
+    (``Trainer(devices=N, strategy="ddp")``) each takes its own pictures; every picture's result is
+    the same, bit for bit, as from one process with as many threads.
+
+    Parameters
+    ----------
+    model
+        Any differentiable module or callable. Frozen and put in ``eval`` mode while fitting.
+    pictures
+        A folder, a glob, a list, a tensor ``(P, C, H, W)``, a ``Dataset`` or a ``DataModule``; see
+        :func:`eigenexp.study.picture_sources`.
+    folder
+        Where the study lies; on several machines, one they share.
+    method, k, which, tol, seed, max_products, solver_options
+        As for :class:`~eigenexp.EigendistortionModule`, for every picture.
+    batch_size
+        Pictures in one pass of the model; ``"auto"``: as many as make a picture cheaper, 1 where
+        the model does not treat pictures apart.
+    cohort
+        Pictures that share a batch over time; ``None``: see :func:`eigenexp.study.cohorts`.
+    checkpoint_seconds
+        Seconds between saves of the pictures in progress. Finished ones are saved at once.
+    image_options
+        ``crop``, ``resize``, ``channels``, ``value_range`` of :func:`~eigenexp.load_picture`.
+    figures
+        Draw each picture's distortions (about half a second each).
+
+    Raises
+    ------
+    EigenexpError
+        In ``trainer.fit``, when model, pictures or settings cannot be used, or the folder holds
+        another study.
+
+    Examples
+    --------
+    >>> study = StudyModule(model, "photos/*.png", folder="photos-study", k=1, tol=1e-3)
+    >>> L.Trainer(max_epochs=-1, devices=2, strategy="ddp").fit(study)
+    >>> study.table()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Any],
+        pictures: Any,
+        folder: str | Path = "study",
+        method: str = "auto",
+        k: int = 1,
+        which: str = "both",
+        tol: float = 1e-4,
+        seed: int = 0,
+        max_products: int | None = None,
+        *,
+        batch_size: int | str = "auto",
+        cohort: int | None = None,
+        checkpoint_seconds: float = 30.0,
+        image_options: Mapping[str, Any] | None = None,
+        figures: bool = False,
+        **solver_options: Any,
+    ) -> None:
+        super().__init__()
+        if not callable(model):
+            raise InputTypeError(f"model: expected a callable, got {type(model).__name__}")
+        for name, value in (("batch_size", batch_size), ("cohort", cohort)):
+            if value not in ("auto", None) and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name}: expected at least 1 picture or 'auto', got {value!r}")
+        self.automatic_optimization = False
+        self.strict_loading = False
+        # Lightning's strategies want something to train; it counts the turns.
+        self.turns = nn.Parameter(torch.zeros(()))
+        self._held = (model,)
+        # What :func:`picture_sources` takes.
+        self.pictures = pictures
+        self.folder = StudyFolder(folder)
+        self._settings: dict[str, Any] = {
+            "method": method,
+            "k": k,
+            "which": which,
+            "tol": tol,
+            "seed": seed,
+            "max_products": max_products,
+            **solver_options,
+        }
+        self._batch_size, self._cohort_size = batch_size, cohort
+        self._image_options = dict(image_options or {})
+        self._checkpoint_seconds = checkpoint_seconds
+        self._figures = figures
+        self.run_metadata: dict[str, Any] = {}
+        self.force_resume = False
+        self.cohort: Cohort | None = None
+        self._index = -1
+        self._plan: dict[str, Any] = {}
+        self._sources: list[PictureSource] = []
+        self._unclaimed: list[int] = []
+        self._cohorts: list[list[int]] = []
+        self._saved_at = 0.0
+
+    # -- what a user reads -----------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module | Callable[[Tensor], Any]:
+        """The model, as it was given."""
+        return self._held[0]
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures of the study; known from the start of ``trainer.fit`` on."""
+        return len(self._sources)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one plain row an eigenpair, of every picture finished so far, in order."""
+        return table_rows(self.folder.records())
+
+    def spectrum(self, position: int) -> Spectrum:
+        """Return the pairs of one finished picture."""
+        return self.folder.spectrum(position)
+
+    # -- set-up ----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Freeze the model, and plan the study or take up the plan that is there."""
+        if stage != "fit":
+            raise InputError(f"StudyModule: expected trainer.fit, got trainer.{stage}")
+        trainer = self.trainer
+        precision = str(trainer.precision)
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"precision: expected '32-true' or '64-true', got {precision!r}; the solver needs "
+                "products at full precision"
+            )
+        dtype = torch.float64 if precision.startswith("64") else torch.float32
+        device = trainer.strategy.root_device
+        if isinstance(self.model, nn.Module):
+            self.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
+        # All processes work where the first one does.
+        self.folder = StudyFolder(trainer.strategy.broadcast(str(self.folder.path)))
+        options = {"channels": "keep", **self._image_options, "dtype": dtype}
+        self._sources = picture_sources(self.pictures, **options)
+        session, problem = "", ""
+        if trainer.is_global_zero:
+            session = uuid.uuid4().hex[:12]
+            try:
+                self.folder.clean()
+                self._make_plan(dtype, device)
+            except EigenexpError as error:
+                problem = " ".join(str(error).split())
+                if trainer.world_size == 1:
+                    raise
+        self._session, problem = trainer.strategy.broadcast((session, problem))
+        if problem:
+            raise InputError(problem)
+        self._plan = cast("dict[str, Any]", self.folder.read_plan())
+        self._solve = SolveSettings(
+            solver=self._settings,
+            batch_size=int(self._plan["batch_size"]),
+            route=str(self._plan["route"]),
+            dtype=dtype,
+            device=device,
+        )
+        size = self._plan["cohort"]
+        self._cohorts = cohorts(len(self._sources), self._solve.batch_size, size)
+        done = self.folder.records()
+        self._unclaimed = [
+            i for i, positions in enumerate(self._cohorts) if any(p not in done for p in positions)
+        ]
+
+    def _make_plan(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Decide what all processes go by, or check the plan of a study that goes on."""
+        names = [{"name": s.name, "where": s.where} for s in self._sources]
+        before = self.folder.read_plan()
+        if before is not None and before["pictures"] != names:
+            raise CheckpointError(
+                f"{self.folder.path}: expected a study of these {len(names)} pictures, got one of "
+                f"{len(before['pictures'])} others; choose another folder, or pass its pictures"
+            )
+        picture, operator = self._first_usable(device)
+        make_solver(operator, **self._settings)  # a wrong setting is one error, not one a picture
+        response = operator.jacobian.response
+        metadata = checkpoint_metadata(
+            model=model_fingerprint(self.model, picture.tensor.to(device), response),
+            picture=picture.record,
+            dtype=dtype,
+            device=device,
+            solver=self._settings,
+            **self.run_metadata,
+        )
+        if before is not None:
+            check_metadata(
+                before["metadata"], metadata, force=self.force_resume, intended=("config",)
+            )
+            return
+        size = self._choose_batch(operator, picture, device)
+        self.folder.write_plan(
+            {
+                "pictures": names,
+                "batch_size": size,
+                "cohort": self._cohort_size,
+                "route": operator.route if size > 1 else "auto",
+                "metadata": metadata,
+            }
+        )
+
+    def _first_usable(self, device: torch.device) -> tuple[Picture, FisherOperator]:
+        """Return the first picture that can be solved; the others get their errors in their turn.
+
+        Raises
+        ------
+        EigenexpError
+            What is wrong with the first one, when none can.
+        """
+        first: EigenexpError | None = None
+        for source in self._sources:
+            try:
+                picture = source.load()
+                return picture, FisherOperator(self.model, picture.tensor.to(device))
+            except EigenexpError as error:
+                first = first or error
+        raise first or InputError("pictures: expected at least one, got none")
+
+    def _choose_batch(
+        self, operator: FisherOperator, picture: Picture, device: torch.device
+    ) -> int:
+        """Return how many pictures go in one pass; 1 unless the model proves to treat them apart.
+
+        The proof is made once, on the first pictures of one shape.
+        """
+        wanted = self._batch_size
+        size = (
+            pictures_at_once(operator.jacobian.width, operator.dtype, operator.device)
+            if isinstance(wanted, str)
+            else wanted
+        )
+        size = min(size, len(self._sources))
+        if size < 2:
+            return 1
+        images = [picture.tensor.to(device)]
+        for source in self._sources:
+            if len(images) == size:
+                break
+            try:
+                image = source.load().tensor.to(device)
+            except EigenexpError:
+                continue
+            if image.shape == images[0].shape and not torch.equal(image, images[0]):
+                images.append(image)
+        if len(images) < 2:
+            return 1
+        batch = BatchedFisherOperator(self.model, images, route=operator.route)
+        return size if batch.one_pass else 1
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return an optimizer that counts turns."""
+        return cast("OptimizerLRScheduler", _TurnCounter([self.turns], {}))
+
+    def train_dataloader(self) -> ProbeSteps:
+        """Return the endless loader of turns."""
+        return ProbeSteps()
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Start the clock of saves."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """End where nothing is left to begin with."""
+        if self.trainer.world_size == 1 and not self._has_work():
+            self.trainer.should_stop = True
+            return -1
+        return None
+
+    def _has_work(self) -> bool:
+        """Take up the next pictures where those at hand are done."""
+        if self.cohort is not None and self.cohort.done:
+            self.folder.drop_cohort(self._index)
+            self.cohort = None
+        return self.cohort is not None or self._claim()
+
+    def _claim(self) -> bool:
+        while self._unclaimed:
+            index = self._unclaimed.pop(0)
+            if self.trainer.world_size > 1 and not self.folder.claim(self._session, index):
+                continue
+            self._index = index
+            self.cohort = Cohort(
+                self.model,
+                self._sources,
+                self._cohorts[index],
+                self._solve,
+                self.folder.records(),
+            )
+            saved = self.folder.load_cohort(index)
+            if saved is not None:
+                self.cohort.load_state_dict(saved["cohort"])
+            return True
+        return False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Give every picture at work one product; keep those that are finished by it.
+
+        Under several processes, which Lightning holds at the same step, a step is as many turns as
+        fit in a second or more, so that processes hardly wait for each other.
+        """
+        until = time.monotonic() + (_SLICE_SECONDS if self.trainer.world_size > 1 else 0.0)
+        while self._has_work():
+            self._turn()
+            if time.monotonic() >= until:
+                break
+        cast("Any", self.optimizers()).step()
+
+    def _turn(self) -> None:
+        if self.cohort is None:
+            raise RuntimeError("turn: expected a cohort at work")
+        for picture in self.cohort.turn():
+            self._keep(picture)
+        if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
+            self._save()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop all processes together, once none has anything left to do."""
+        try:
+            over = agree(
+                self.trainer,
+                not self._has_work(),
+                all_ranks=True,
+                advice="finished pictures are kept: fit again with the same folder to go on",
+            )
+        except RankLostError:
+            self._save()
+            raise
+        if over:
+            self.trainer.should_stop = True
+
+    def _keep(self, finished: Finished) -> None:
+        """Write a finished picture's files; an error of one picture stops no other."""
+        spectrum = finished.spectrum
+        record: dict[str, Any] = {
+            "position": finished.position,
+            "name": finished.source.name,
+            "where": finished.source.where,
+            "status": "failed" if spectrum is None else "solved",
+            "error": finished.error,
+            "turn": finished.turn,
+            "seconds": round(finished.seconds, 4),
+            "rank": self.trainer.global_rank,
+            "cohort": self._index,
+            "picture": None if finished.picture is None else finished.picture.record,
+        }
+        figures = {}
+        if spectrum is not None:
+            record |= {
+                "stop_reason": spectrum.stop_reason.value,
+                "converged": bool(spectrum.converged.all()),
+                "num_products": spectrum.num_products,
+                "method": spectrum.method,
+                "pairs": spectrum.rows(),
+            }
+            spectrum = spectrum.with_metadata(
+                {
+                    **self._plan["metadata"],
+                    "picture": record["picture"],
+                    "position": finished.position,
+                }
+            )
+            if self._figures and finished.picture is not None:
+                from eigenexp.plots import distortion_figure
+
+                title = f"{type(self.model).__name__} at {finished.source.name}"
+                figures["distortions"] = distortion_figure(
+                    spectrum, finished.picture.tensor, title=title
+                )
+        self.folder.write_picture(record, spectrum, finished.history, figures)
+
+    def _save(self) -> None:
+        if self.cohort is not None and not self.cohort.done:
+            self.folder.save_cohort(
+                self._index, self.cohort.turns, {"cohort": self.cohort.state_dict()}
+            )
+        self._saved_at = time.monotonic()
+
+    def save(self) -> None:
+        """Save the pictures in progress now."""
+        self._save()
+
+    def on_train_end(self) -> None:
+        """Save what is in progress; write the tables."""
+        self._save()
+        agree(self.trainer, True, all_ranks=True, advice="fit again with the same folder")
+        if self.trainer.is_global_zero:
+            write_tables(self.folder.path, table_rows(self.folder.records()))
+
+
+class _TurnCounter(torch.optim.Optimizer):
+    """Lets Lightning count turns as steps; the solvers do the work."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Run the closure, if any."""
+        return None if closure is None else closure()

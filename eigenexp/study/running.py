@@ -1,0 +1,244 @@
+"""A study from configuration to table: fit, resume, and what is said at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from eigenexp.building import build_loggers, build_trainer
+from eigenexp.callbacks import GracefulStop
+from eigenexp.config import TrainerConfig
+from eigenexp.errors import ConfigError
+from eigenexp.ranks import is_first_rank
+from eigenexp.runs import RunFolder
+from eigenexp.study.module import StudyModule
+from eigenexp.study.progress import StudyLogging, StudyProgressBar
+from eigenexp.tracking import MLflowLogger
+from eigenexp.tracking.children import ChildRuns
+
+__all__ = ["StudyResult", "fit_study", "is_study", "study_summary"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study came to.
+
+    Attributes
+    ----------
+    run_id, status, exit_code
+        As of a :class:`eigenexp.run.RunResult`; the exit code is 1 where a picture failed.
+    folder
+        The study's folder, with ``table.csv`` and ``pictures/``.
+    records
+        The records of the finished pictures by position.
+    num_pictures
+        Of the whole study.
+    """
+
+    run_id: str
+    status: str
+    exit_code: int
+    folder: Path
+    records: Mapping[int, Mapping[str, Any]]
+    num_pictures: int
+
+
+def is_study(settings: Mapping[str, Any]) -> bool:
+    """Whether a configuration names many pictures, each of which is a problem of its own."""
+    many = settings["image"].get("path") is not None
+    return many and settings.get("parallel") in (None, "pictures")
+
+
+def fit_study(
+    settings: dict[str, Any],
+    model: Any,
+    *,
+    root: Path,
+    mlflow_logger: Callable[[str], MLflowLogger | None],
+    run: RunFolder | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> StudyResult:
+    """Solve the configured pictures, tracked and resumable; unfinished ones where ``run`` is given.
+
+    Parameters
+    ----------
+    settings
+        The resolved configuration.
+    model
+        Built from it.
+    root
+        The runs' folder, proven writable.
+    mlflow_logger
+        Makes the parent run's logger from its title, or returns ``None``.
+    run
+        Go on with this study.
+    force
+        Also where model or settings differ.
+    say
+        Receives the lines a person reads.
+
+    Raises
+    ------
+    EigenexpError
+        One line that says what to change.
+    """
+    if set((settings.get("operator") or {}).values()) - {"auto", None, False}:
+        raise ConfigError("operator: expected its defaults for many pictures, got others")
+    is_first = is_first_rank()
+    name = str(settings["model"]["_target_"]).rpartition(".")[2]
+    title = f"{name} at {_short(settings['image']['path'])}"
+    mlflow = mlflow_logger(title) if is_first else None
+    run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
+    place = RunFolder(root, run_id)
+    module = _build_module(settings, model, place)
+    module.run_metadata = {"config": settings, "run_id": run_id}
+    module.force_resume = force
+    retry = settings["study"]["retry_failed"]
+    if is_first:
+        place.write_record(config=settings, status="RUNNING", title=title, study=True)
+        if retry:
+            module.folder.forget_failures()
+        say(f"run {run_id}: {title}, files under {place.results}")
+    loggers = build_loggers(settings, run_id, mlflow) if is_first else []
+    children = None
+    if mlflow is not None:
+        children = ChildRuns(root, mlflow.tracking_uri, run_id, place.results)
+    stop = GracefulStop(every_n_steps=1)
+    callbacks: list[L.Callback] = [stop, StudyLogging()]
+    if settings["trainer"]["enable_progress_bar"]:
+        callbacks.append(StudyProgressBar())
+    trainer = build_trainer(_endless(settings), loggers, callbacks, checkpointing=False)
+    status = "FAILED"
+    try:
+        for logger in loggers:
+            logger.log_hyperparams(
+                {group: settings[group] for group in ("model", "image", "solver", "study")}
+            )
+        _fit(trainer, module)
+        status = "KILLED" if stop.received is not None else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        records = module.folder.records()
+        if is_first:
+            _close(place, status, len(records), module.num_pictures, mlflow, children)
+    failed = any(record["status"] == "failed" for record in records.values())
+    # Lightning kills a run of which a process ends with another code than 0: the first one tells.
+    code = (stop.exit_code or int(failed)) if is_first else 0
+    return StudyResult(run_id, status, code, place.results, records, module.num_pictures)
+
+
+def _build_module(settings: Mapping[str, Any], model: Any, place: RunFolder) -> StudyModule:
+    image, study = dict(settings["image"]), settings["study"]
+    path = image.pop("path")
+    image.pop("source", None)
+    folder = place.results
+    module = StudyModule(
+        model,
+        path,
+        folder,
+        **settings["solver"],
+        batch_size=study["batch_size"],
+        cohort=study["cohort"],
+        checkpoint_seconds=study["checkpoint_seconds"],
+        image_options=image,
+        figures=study["figures"],
+    )
+    plan = module.folder.read_plan()
+    if plan is not None:
+        # The pictures the study began with, whatever has come to the folder since.
+        module.pictures = [entry["where"] for entry in plan["pictures"]]
+    return module
+
+
+def _endless(settings: dict[str, Any]) -> dict[str, Any]:
+    """Lift the default limit of steps, which is meant for one picture; one that was set stays."""
+    trainer = dict(settings["trainer"])
+    if trainer["max_steps"] == TrainerConfig.max_steps:
+        trainer["max_steps"] = -1
+    return {**settings, "trainer": trainer}
+
+
+def _fit(trainer: L.Trainer, module: StudyModule) -> None:
+    with warnings.catch_warnings():
+        # Lightning's hints on data loading do not apply to a loader of turns.
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        try:
+            trainer.fit(module)
+        except SystemExit as error:
+            # Lightning turns Ctrl-C outside the loop into sys.exit(1), which hides the cause.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
+
+
+def _close(
+    place: RunFolder,
+    status: str,
+    done: int,
+    total: int,
+    mlflow: MLflowLogger | None,
+    children: ChildRuns | None,
+) -> None:
+    error = sys.exc_info()[1]
+    reason = f"failed: {type(error).__name__}" if status == "FAILED" and error else ""
+    reason = reason or ("signal" if status == "KILLED" else f"{done} of {total} pictures")
+    place.write_record(status=status, stop_reason=reason)
+    if mlflow is None:
+        return
+    for name in ("table.csv", "table.parquet", "study.json"):
+        if (place.results / name).is_file():
+            mlflow.log_artifact(place.results / name, "results")
+    mlflow.log_tags({"stop_reason": reason, "pictures": f"{done}/{total}"})
+    if children is not None and not children.close():
+        log.warning("some pictures' child runs are still being made; see children.log")
+    mlflow.set_status(status)
+    mlflow.close()
+
+
+def _short(path: Any) -> str:
+    text = str(path) if isinstance(path, str) else f"{len(path)} paths"
+    return text if len(text) <= 60 else f"…{text[-59:]}"
+
+
+def _failure(record: Mapping[str, Any]) -> str:
+    error, where = str(record["error"]), str(record["where"])
+    return error if error.startswith(where) else f"{where}: {error}"
+
+
+def study_summary(result: StudyResult) -> list[str]:
+    """Return the closing lines of a study."""
+    records = list(result.records.values())
+    solved = [record for record in records if record["status"] != "failed"]
+    failed = [record for record in records if record["status"] == "failed"]
+    proven = sum(bool(record["converged"]) for record in solved)
+    products = sum(record["num_products"] for record in solved)
+    lines = [
+        "",
+        f"{len(solved)} of {result.num_pictures} pictures solved, every pair proven at {proven}; "
+        f"{products} products",
+    ]
+    lines += [f"failed: {_failure(record)}" for record in failed[:20]]
+    if len(failed) > 20:
+        lines.append(f"… and {len(failed) - 20} more, in the table")
+    if (result.folder / "table.csv").is_file():
+        lines.append(f"table:     {result.folder / 'table.csv'} (and .parquet)")
+    lines.append(f"pictures:  {result.folder / 'pictures'}")
+    if len(records) < result.num_pictures:
+        lines.append(f"go on with: eigenexp resume {result.run_id}")
+    elif failed:
+        lines.append(f"try again: eigenexp resume {result.run_id} study.retry_failed=true")
+    lines.append("dashboard: eigenexp ui")
+    return lines
