@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from eigenexp.spectrum import Spectrum
 __all__ = ["CONVERGENCE_FILE", "ResultFiles", "convergence_table", "eigenvalue_table"]
 
 CONVERGENCE_FILE = "convergence.csv"
+
+log = logging.getLogger(__name__)
 
 
 def eigenvalue_table(spectrum: Spectrum) -> str:
@@ -86,6 +89,12 @@ class ResultFiles(L.Callback):
         """Keep the picture on the first rank and hand it to the loggers."""
         if not trainer.is_global_zero:
             return
+        try:
+            self._keep_picture(trainer, pl_module)
+        except OSError as error:  # the solve comes first; tried again at its end
+            log.warning("%s: the picture is not kept yet: %s", self.dirpath, error.strerror)
+
+    def _keep_picture(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = solver_module(pl_module)
         folder = self._folder(trainer)
         source = module.image if module.picture is None else module.picture
@@ -113,6 +122,8 @@ class ResultFiles(L.Callback):
 
     def write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write everything now; a logger without artifacts is passed over."""
+        if PICTURE_FILE not in self.paths:
+            self._keep_picture(trainer, pl_module)
         module = solver_module(pl_module)
         spectrum = module.solver.result().reshape(module.operator.image_shape)
         spectrum = spectrum.with_metadata({**module.metadata(), **self.metadata})
