@@ -287,8 +287,10 @@ def fit_surrogate(
     z = vectors.mT.reshape(-1, channels, height, width)
     y = products.mT.reshape(z.shape)
     if previous is None:
-        # tr over the pixels of each block of channels; its eigenvectors decouple them on average.
-        coupling = torch.einsum("pihw,pjhw->ij", y, z).double()
+        # The matrix M of channels with y ≈ M z at every pixel; its eigenvectors decouple them.
+        across = torch.einsum("pihw,pjhw->ij", y, z).double().cpu()
+        within = torch.einsum("pihw,pjhw->ij", z, z).double().cpu()
+        coupling = torch.linalg.lstsq(within, across.mT).solution
         mixing = torch.linalg.eigh((coupling + coupling.mT) / 2).eigenvectors.mT.to(z)
     else:
         mixing = previous.mixing
