@@ -75,6 +75,18 @@ class LanczosConfig(SolverConfig):
 
     method: str = "lanczos"
     basis_size: int | None = None
+    strict_verification: bool = False
+
+
+@dataclass
+class DavidsonConfig(SolverConfig):
+    """Preconditioned Davidson; ``2 * basis_size`` vectors are stored."""
+
+    method: str = "davidson"
+    basis_size: int | None = None
+    block_size: int = 1
+    preconditioner: str = "surrogate"
+    strict_verification: bool = False
 
 
 @dataclass
@@ -202,6 +214,7 @@ _SOLVERS: dict[str, type[SolverConfig]] = {
     "auto": SolverConfig,
     "power": PowerConfig,
     "lanczos": LanczosConfig,
+    "davidson": DavidsonConfig,
     "exact": ExactConfig,
     "randomized_svd": RandomizedSVDConfig,
     "stochastic": StochasticConfig,
