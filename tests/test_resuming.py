@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 import eigenexp as ee
+from eigenexp.building import build_picture
 from eigenexp.checkpoints import ProvenanceWarning, save_checkpoint
 from eigenexp.config import compose_config, plain_config
 from eigenexp.errors import CheckpointError, ConfigError, ImageError, RunNotFoundError
-from eigenexp.images import load_picture
 from eigenexp.picture_files import save_picture
 from eigenexp.resuming import (
     check_resolved,
@@ -164,7 +164,7 @@ def photo(tmp_path: Path) -> tuple[RunFolder, dict[str, Any], dict[str, Any], Pa
     values = np.random.default_rng(0).integers(0, 256, (24, 30), dtype=np.uint8)
     Image.fromarray(values).save(file)
     chosen = settings("image=file", f"image.source={file}", "image.resize=16")
-    picture = load_picture(**chosen["image"])
+    picture = build_picture(chosen, "float32")
     folder = RunFolder(tmp_path / "mlruns", "a")
     folder.results.mkdir(parents=True)
     save_picture(picture, folder.results / "picture.safetensors")
@@ -202,7 +202,7 @@ def test_a_copy_that_is_not_the_runs_is_refused(photo) -> None:
 
 def test_a_picture_resized_with_other_rounding_is_the_runs_own(photo) -> None:
     folder, chosen, metadata, _ = photo
-    rounded = load_picture(**chosen["image"])
+    rounded = build_picture(chosen, "float32")
     tensor = rounded.tensor.nextafter(torch.ones(()))
     copied = copy.deepcopy(metadata)
     save_picture(

@@ -25,6 +25,7 @@ from eigenexp.eigensolvers.witness import (
     CHANCE,
     SearchBudget,
     chance_of_miss,
+    draw_probe,
     galerkin_weights,
     suspects,
 )
@@ -182,8 +183,10 @@ class Davidson(Eigensolver):
 
     def _draw_witness(self) -> Tensor:
         """Draw g, uniform on the sphere, and return the part of it that is not in the space."""
-        g = self._randn(self.settings.n, 1)
-        g = g / g.norm()
+        found = self._space.vectors(self._places())
+        noise = self._randn(self.settings.n)
+        weights = self._randn(found.shape[1], 3)
+        g = draw_probe(noise, weights, found, self.settings.image_shape)[:, None]
         fresh = self._space.fresh(g, self._randn)
         inside = (self._space.basis.mT @ g)[:, 0].double().cpu()
         self._witness = torch.cat([inside, (fresh.mT @ g)[:, 0].double().cpu()])

@@ -27,6 +27,7 @@ from eigenexp.eigensolvers.witness import (
     LIMIT,
     SearchBudget,
     chance_of_miss,
+    draw_probe,
     galerkin_weights,
     suspects,
 )
@@ -329,8 +330,13 @@ class Lanczos(Eigensolver):
         self._shrink_below(self.basis_size - (LIMIT if self._budget.strict else PROBE_ROOM))
         self._phase, self._probe_spent, self._chance = PROBING, 0, None
         self._before_probe = self._ritz()[0][self._places()[0]].clone()
-        g = self._randn(self.settings.n)
-        g = g / g.norm()
+        found = self._ritz_vectors(self._places()[0])
+        g = draw_probe(
+            self._randn(self.settings.n),
+            self._randn(found.shape[1], 3),
+            found,
+            self.settings.image_shape,
+        )
         self._witness = (self._rows[: self._size] @ g).double().cpu()
         fresh = None
         if self._size + len(self._candidates) < self.settings.n:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["CHANCE", "SearchBudget", "chance_of_miss", "galerkin_weights", "suspects"]
+__all__ = ["CHANCE", "SearchBudget", "chance_of_miss", "draw_probe", "galerkin_weights", "suspects"]
 
 CHANCE = 0.05
 """Chance of a miss at which a search for missed pairs ends."""
@@ -60,6 +60,40 @@ class SearchBudget:
     def short(self, end: str) -> bool:
         """Whether the short search of a picture's top is enough."""
         return end == "top" and not self.strict
+
+
+def draw_probe(
+    noise: Tensor, weights: Tensor, found: Tensor, image_shape: tuple[int, ...] | None
+) -> Tensor:
+    """Return g, unit norm: noise and, for a picture, mirror images of the pairs found, half each.
+
+    Repeated eigenvalues of vision models come from symmetry: filters that treat both axes alike have
+    the mirror image of an eigenvector as another. A missed copy then shows at once. What is added
+    to the noise shifts the distribution of ⟨g, e⟩, which makes small values no likelier; only the
+    noise's share counts, and :func:`chance_of_miss` allows for that.
+
+    Parameters
+    ----------
+    noise
+        ``(n,)``, standard normal.
+    weights
+        ``(k, 3)``, standard normal.
+    found
+        ``(n, k)``, the wanted Ritz vectors.
+    image_shape
+        Of the picture, where there is one.
+    """
+    noise = noise / noise.norm()
+    twins = torch.zeros_like(noise)
+    if image_shape is not None and len(image_shape) > 1:
+        pictures = found.mT.reshape(-1, *image_shape)
+        mirrored = [pictures.flip(-1), pictures.flip(-2)]
+        if image_shape[-1] == image_shape[-2]:
+            mirrored.append(pictures.mT)
+        for share, images in zip(weights.mT, mirrored, strict=False):
+            twins += images.reshape(len(pictures), -1).mT @ share
+    norm = float(twins.norm())
+    return (noise + twins / norm) / math.sqrt(2) if norm > 0 else noise / math.sqrt(2)
 
 
 def suspects(end: str, last: float, slack: float, scale: float) -> list[float]:
@@ -107,7 +141,9 @@ def galerkin_weights(values: Tensor, probe: Tensor, wanted: list[int], suspect: 
 
 
 def chance_of_miss(norms: list[float], n: int) -> float:
-    """Return the bound √(2n/π) ‖y‖, at most 1, for the worst of the suspects.
+    """Return the bound √(2n/π) √2 ‖y‖, at most 1, for the worst of the suspects.
+
+    The √2 because noise is half of g, see :func:`draw_probe`.
 
     Parameters
     ----------
@@ -116,4 +152,4 @@ def chance_of_miss(norms: list[float], n: int) -> float:
     n
         Length of a vector.
     """
-    return min(1.0, math.sqrt(2 * n / math.pi) * max(norms))
+    return min(1.0, math.sqrt(4 * n / math.pi) * max(norms))

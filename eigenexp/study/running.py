@@ -55,7 +55,7 @@ class StudyResult:
 
 def is_study(settings: Mapping[str, Any]) -> bool:
     """Whether a configuration names many pictures, each of which is a problem of its own."""
-    many = settings["image"].get("path") is not None
+    many = settings.get("image", {}).get("path") is not None
     return many and settings.get("parallel") in (None, "pictures")
 
 

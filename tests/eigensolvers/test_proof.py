@@ -75,9 +75,9 @@ def test_the_chance_is_that_of_a_random_vector_with_so_small_a_part() -> None:
     part = (draws[:, 0] / draws.norm(dim=1)).abs()
     share = float((part <= norm).double().mean())
     bound = chance_of_miss([norm], n)
-    assert bound == pytest.approx(math.sqrt(2 * n / math.pi) * norm)
-    assert share <= 1.15 * bound
-    assert share >= 0.7 * bound
+    assert bound == pytest.approx(math.sqrt(4 * n / math.pi) * norm)
+    assert share <= 1.15 * bound / math.sqrt(2)
+    assert share >= 0.7 * bound / math.sqrt(2)
     assert chance_of_miss([1.0], n) == 1.0
 
 
