@@ -18,6 +18,7 @@ from eigenexp.building import build_picture
 from eigenexp.checkpoints import ProvenanceWarning, save_checkpoint
 from eigenexp.config import compose_config, plain_config
 from eigenexp.errors import CheckpointError, ConfigError, ImageError, RunNotFoundError
+from eigenexp.images import load_picture
 from eigenexp.picture_files import save_picture
 from eigenexp.resuming import (
     check_resolved,

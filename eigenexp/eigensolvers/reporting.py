@@ -104,4 +104,4 @@ def miss_notes(chances: list[float], done: bool) -> tuple[str, ...]:
             "a search from a fresh random vector found no pair beyond these, but was too short to "
             "bound the chance that one was missed; strict_verification=True goes on until it does",
         )
-    return (f"the chance that a pair beyond these was missed is at most {total:.1g}",)
+    return (f"the chance that a pair beyond these was missed is at most {total:.2g}",)

@@ -67,8 +67,8 @@ def draw_probe(
 ) -> Tensor:
     """Return g, unit norm: noise and, for a picture, mirror images of the pairs found, half each.
 
-    Repeated eigenvalues of vision models come from symmetry: filters that treat both axes alike have
-    the mirror image of an eigenvector as another. A missed copy then shows at once. What is added
+    Repeated eigenvalues of vision models come from symmetry: where filters treat both axes alike,
+    the mirror image of an eigenvector is another. A missed copy then shows at once. What is added
     to the noise shifts the distribution of ⟨g, e⟩, which makes small values no likelier; only the
     noise's share counts, and :func:`chance_of_miss` allows for that.
 
