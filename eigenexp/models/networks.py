@@ -104,6 +104,8 @@ def _build(family: str, weights: str | None, seed: int, settings: dict[str, Any]
             f"{family}: expected the package transformers, which is not installed; "
             "pip install 'eigenexp[networks]'"
         ) from error
+    from safetensors import SafetensorError
+
     kind = getattr(transformers, f"{family}ForImageClassification")
     if weights is None:
         with torch.random.fork_rng(devices=[]):
@@ -119,7 +121,7 @@ def _build(family: str, weights: str | None, seed: int, settings: dict[str, Any]
         loaded: nn.Module = kind.from_pretrained(
             weights, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{family}: the weights in {weights} do not load: {reason}") from error
     return loaded
