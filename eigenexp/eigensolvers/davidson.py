@@ -138,7 +138,8 @@ class Davidson(Eigensolver):
         self._guessed: list[int] = []
         self._surrogate: ModulatedConvolution | None = None
         self._inner = 0
-        self._refits = [size for size in REFITS if size < self.basis_size]
+        # For a long vector an estimate costs as much as many products, in time and memory.
+        self._refits = [size for size in REFITS if size < self.basis_size and n <= LARGE]
         self._phase = SEARCHING
         self._norms = torch.full((wanted,), float("inf"), dtype=torch.float64)
         self._guard_spent = 0
