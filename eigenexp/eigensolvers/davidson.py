@@ -16,18 +16,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.base import Eigensolver, Progress
 from eigenexp.eigensolvers.modulated_convolution import ModulatedConvolution, fit_surrogate
 from eigenexp.eigensolvers.reporting import make_spectrum, miss_notes
 from eigenexp.eigensolvers.search_space import SearchSpace
-from eigenexp.eigensolvers.verification import TrueResiduals
+from eigenexp.eigensolvers.verified import VerifiedSolver
 from eigenexp.eigensolvers.witness import (
     CHANCE,
-    SearchBudget,
     chance_of_miss,
     draw_probe,
     galerkin_weights,
-    suspects,
 )
 from eigenexp.errors import InputError
 from eigenexp.spectrum import Spectrum, StopReason
@@ -61,7 +58,7 @@ AT_ONCE = 4
 SEARCHING, GUARDING, VERIFYING = "searching", "guarding", "verifying"
 
 
-class Davidson(Eigensolver):
+class Davidson(VerifiedSolver):
     """Generalised Davidson for one end of the spectrum or both.
 
     Parameters
@@ -104,7 +101,7 @@ class Davidson(Eigensolver):
         strict_verification: bool = False,
         **settings: Any,
     ) -> None:
-        super().__init__(n, **settings)
+        super().__init__(n, strict_verification=strict_verification, **settings)
         if preconditioner not in ("surrogate", "none"):
             raise InputError(
                 f"preconditioner: expected 'surrogate' or 'none', got {preconditioner!r}"
@@ -112,13 +109,9 @@ class Davidson(Eigensolver):
         if block_size < 1:
             raise InputError(f"block_size: expected at least 1 column, got {block_size}")
         wanted = len(self.settings.wanted)
-        self._num_top = 0 if self.settings.which == "bottom" else self.settings.k
-        self._num_bottom = wanted - self._num_top
         self._block_size = min(block_size, n)
         self.preconditioner = preconditioner
-        # A null space known beforehand is as wide as it is: a random vector a wanted copy.
-        nullity = n - min(n, self.settings.rank_bound or n)
-        probes = max(PROBES if self._num_bottom else 2, min(self._num_bottom, nullity) + 1)
+        probes = max(PROBES if self._num_bottom else 2, self._null_copies + 1)
         least = 3 * wanted + probes + 3 * self._block_size + 8
         if basis_size is None:
             itemsize = torch.finfo(self.dtype).bits // 8
@@ -145,14 +138,13 @@ class Davidson(Eigensolver):
         self._guard_spent = 0
         self._guard_ends: list[str] = []
         self._settled = torch.zeros(0, dtype=torch.float64)
-        self._truth = TrueResiduals(wanted)
         self._standing: list[float] = []
         self._stood = 0
         self._witness = torch.zeros(0, dtype=torch.float64)
         self._chances: list[float] = []
-        self._doubtful = self._guarded = False
-        is_picture = len(self.settings.image_shape or ()) > 1
-        self._budget = SearchBudget(strict_verification or not is_picture, self.settings.k)
+        self._guarded = False
+        # y of the witness is needed when its product is judged and when the next one is asked for.
+        self._traced: tuple[float, Tensor, float] | None = None
 
     @property
     def block_size(self) -> int:
@@ -183,7 +175,7 @@ class Davidson(Eigensolver):
         return self._space.fresh(self._corrections(width), self._randn)
 
     def _draw_witness(self) -> Tensor:
-        """Draw g, uniform on the sphere, and return the part of it that is not in the space."""
+        """Draw g and return the part of it that is not in the space."""
         found = self._space.vectors(self._places())
         noise = self._randn(self.settings.n)
         weights = self._randn(found.shape[1], 3)
@@ -266,6 +258,7 @@ class Davidson(Eigensolver):
             self._num_verification_products += width
             return
         self._space.grow(block, products)
+        self._traced = None
         self._num_products += width
         if self._krylov:
             self._krylov = not self._lead_in_is_over()
@@ -310,8 +303,8 @@ class Davidson(Eigensolver):
             self._phase = VERIFYING
             return
         self._chances, self._doubtful, self._guarded = [], False, False
-        self._guard_ends = [end for end in ("top", "bottom") if self._needs_guard(end)]
         self._settled = self._space.values[self._places()].clone()
+        self._guard_ends = self._ends_to_search(self._settled, self._space.scale)
         self._guard_next()
 
     def _measure(self) -> bool:
@@ -343,11 +336,6 @@ class Davidson(Eigensolver):
         self._norms = residuals.norm(dim=0).double().cpu()
         return float(self._norms[: self._num_top].max()) <= self._limit()
 
-    def _outermost_first(self) -> list[int]:
-        """Wanted pairs in the order they are worked on: top inwards, then bottom inwards."""
-        wanted = len(self.settings.wanted)
-        return [*range(self._num_top), *reversed(range(self._num_top, wanted))]
-
     def _limit(self) -> float:
         tol = 0.97 * self.settings.tol / (1 + self._truth.failures)
         # Below rounding a residual means nothing: let the true products decide.
@@ -376,10 +364,6 @@ class Davidson(Eigensolver):
             return list(range(min(self._num_top, size)))
         return list(range(max(size - self._num_bottom, self._num_top), size))
 
-    def _guard_place(self, end: str) -> int:
-        """Place of the first Ritz pair inwards of the wanted ones."""
-        return self._num_top if end == "top" else self._space.size - 1 - self._num_bottom
-
     def _watch_progress(self) -> None:
         """Stop where residuals and Ritz values have both stood still for long."""
         worst = self._norms[self._norms > self._limit()]
@@ -395,15 +379,6 @@ class Davidson(Eigensolver):
             self._stop_reason = StopReason.FLOOR if at_floor else StopReason.STAGNATED
 
     # -- the search for missed pairs -----------------------------------------------------------
-
-    def _needs_guard(self, end: str) -> bool:
-        places = self._end_places(end)
-        if not places:
-            return False
-        if end == "top":
-            return True
-        highest = float(self._space.values[places[0]])
-        return highest > 2 * self.settings.tol * self._space.scale
 
     def _guard_next(self) -> None:
         """Search the next end for missed pairs, or go on to the true products."""
@@ -445,12 +420,13 @@ class Davidson(Eigensolver):
 
     def _trace(self) -> tuple[float, Tensor, float]:
         """Return the suspect hardest to exclude, its y ``(n, 1)``, and the chance of a miss."""
+        if self._traced is not None:
+            return self._traced
         space, end = self._space, self._guard_ends[0]
         if space.scale == 0:  # F g = 0 for a random g
-            return 0.0, self._randn(space.n, 1), 0.0
-        places = self._end_places(end)
-        last = float(space.values[places[-1] if end == "top" else places[0]])
-        possible = suspects(end, last, self.settings.tol * space.scale, space.scale)
+            return 0.0, self._witness.new_zeros(space.n, 1).to(space.basis), 0.0
+        values = space.values[self._places()]
+        possible = self._suspects(end, values, space.scale)
         probe = space.coordinates(self._witness)
         weights = torch.stack(
             [galerkin_weights(space.values, probe, self._places(), x) for x in possible], dim=1
@@ -459,24 +435,20 @@ class Davidson(Eigensolver):
         norms = y.norm(dim=0).tolist()
         worst = norms.index(max(norms))
         chance = chance_of_miss(norms, self.settings.n)
-        return possible[worst], y[:, worst : worst + 1], chance
+        self._traced = possible[worst], y[:, worst : worst + 1], chance
+        return self._traced
 
     def _verify(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
         self._truth.measure(block, products, responses)
         if not self._truth.complete:
             return
-        self._stop_reason = self._judge()
+        self._stop_reason = self._verdict()
         if self._stop_reason is None:
             self._back_to_search()
 
-    def _judge(self) -> StopReason | None:
+    def _verdict(self) -> StopReason | None:
         exhausted = self._space.size >= self.settings.n
-        reason = self._truth.verdict(
-            self._space.scale, self.settings.tol, self.floor, exhausted=exhausted
-        )
-        if reason is StopReason.CONVERGED and self._doubtful:
-            return StopReason.UNVERIFIED
-        return reason
+        return self._judge(self._space.scale, exhausted=exhausted)
 
     def _back_to_search(self) -> None:
         self._truth.forget()
@@ -496,38 +468,19 @@ class Davidson(Eigensolver):
         space = self._space
         if space.size + self._block_size <= self.basis_size or space.size >= self.settings.n:
             return
-        spare = int(0.4 * (space.size - len(self.settings.wanted)))
-        top = self._num_top + (spare // 2 if self._num_bottom and self._num_top else 1)
-        if not self._num_bottom:
-            top = self._num_top + spare
-        bottom = self._num_bottom + (spare - spare // 2 if self._num_top else spare)
-        bottom = bottom if self._num_bottom else 0
-        top = min(top, space.size - bottom)
-        kept = [*range(top), *range(space.size - bottom, space.size)]
+        kept = self._kept_places(space.size)
         if self._phase == GUARDING and self._guard_spent > 0:
             # g itself stays in the space, or its trace could not be followed.
             full = torch.zeros(space.size, 1, dtype=torch.float64)
             full[: len(self._witness), 0] = self._witness
             rotation = space.restart(kept, full)
             self._witness = (rotation.mT @ full)[:, 0]
+            self._traced = None
         else:
             space.restart(kept)
         self._refits, self._guessed = [], []
 
     # -- what is known -------------------------------------------------------------------------
-
-    def progress(self) -> Progress:
-        """Return Ritz values and residuals of the wanted pairs, each as last measured."""
-        values, residuals, index, scale = self._measured()
-        return Progress(
-            eigenvalues=values,
-            residuals=residuals,
-            eigenindex=index,
-            scale=scale,
-            tol=self.settings.tol,
-            num_products=self._num_products,
-            phase=self._phase,
-        )
 
     def _measured(self) -> tuple[Tensor, Tensor, Tensor, float]:
         size, wanted = self._space.size, len(self.settings.wanted)
@@ -536,8 +489,7 @@ class Davidson(Eigensolver):
             return empty, empty, torch.zeros(0, dtype=torch.int64), self._space.scale
         values = self._space.values[self._places()].clamp(min=0)
         residuals = self._norms.clone()
-        for i, (value, residual) in enumerate(self._truth.pairs):
-            values[i], residuals[i] = value, residual
+        self._with_truth(values, residuals)
         scale = max(self._space.scale, float(values.max()))
         return values, residuals, torch.tensor(self.settings.wanted, dtype=torch.int64), scale
 
@@ -551,9 +503,7 @@ class Davidson(Eigensolver):
             _, fresh = self._space.residuals(places)
             residuals = fresh.norm(dim=0).double().cpu()
         if places and self.done:
-            inner = [self._guard_place(end) for end in ("top", "bottom") if self._end_places(end)]
-            inner = sorted({p for p in inner if 0 <= p < self._space.size} - set(places))
-            theta, fresh = self._space.residuals(inner)
+            theta, fresh = self._space.residuals(self._guard_places(self._space.size))
             guards = torch.stack([theta, fresh.norm(dim=0).double().cpu()], dim=1)
         return make_spectrum(
             self.settings,
@@ -629,17 +579,9 @@ class Davidson(Eigensolver):
         self._witness = state["witness"].double().cpu().clone()
         self._chances = [float(chance) for chance in state["chances"]]
         self._doubtful, self._guarded = (bool(x) for x in state["doubts"])
+        self._traced = None
 
-    def _reopen(self) -> None:
-        super()._reopen()
-        if self._stop_reason is not None:
-            return
-        if self._truth.complete:
-            self._stop_reason = self._judge()
-            if self._stop_reason in (StopReason.CONVERGED, StopReason.UNVERIFIED):
-                return
-        self._stop_reason = None
-        self._truth.reset()
+    def _search_on(self) -> None:
         self._guarded = False
         self._pending = None
         self._back_to_search()

@@ -18,18 +18,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.base import Eigensolver, Progress
 from eigenexp.eigensolvers.numerics import check_definite, check_symmetric
 from eigenexp.eigensolvers.reporting import make_spectrum, miss_notes
-from eigenexp.eigensolvers.verification import TrueResiduals
+from eigenexp.eigensolvers.verified import VerifiedSolver
 from eigenexp.eigensolvers.witness import (
     CHANCE,
     LIMIT,
-    SearchBudget,
     chance_of_miss,
     draw_probe,
     galerkin_weights,
-    suspects,
 )
 from eigenexp.errors import InputError
 from eigenexp.spectrum import Spectrum, StopReason
@@ -46,7 +43,7 @@ CHUNK = 2**22
 SEARCHING, PROBING, VERIFYING = "searching", "probing", "verifying"
 
 
-class Lanczos(Eigensolver):
+class Lanczos(VerifiedSolver):
     """Thick-restart Lanczos for one end of the spectrum or both.
 
     Parameters
@@ -81,22 +78,15 @@ class Lanczos(Eigensolver):
         strict_verification: bool = False,
         **settings: Any,
     ) -> None:
-        super().__init__(n, **settings)
-        is_picture = len(self.settings.image_shape or ()) > 1
-        self._budget = SearchBudget(strict_verification or not is_picture, self.settings.k)
+        super().__init__(n, strict_verification=strict_verification, **settings)
         if basis_size is None:
             basis_size = TOP_BASIS if self.settings.which == "top" else BOTTOM_BASIS
             # A search that is not cut short must fit behind the pairs that were found.
             basis_size += LIMIT if self._budget.strict else 0
         if basis_size < 2:
             raise InputError(f"basis_size: expected at least 2 vectors, got {basis_size}")
-        wanted = self.settings.wanted
-        self._num_top = 0 if self.settings.which == "bottom" else self.settings.k
-        self._num_bottom = len(wanted) - self._num_top
-        # A null space known beforehand is as wide as it is: one start vector a wanted copy.
-        nullity = n - min(n, self.settings.rank_bound or n)
-        starts = max(1, min(self._num_bottom, nullity))
-        self.basis_size = min(n, max(basis_size, 2 * len(wanted) + starts + 8))
+        starts = max(1, self._null_copies)
+        self.basis_size = min(n, max(basis_size, 2 * len(self.settings.wanted) + starts + 8))
         # One vector a row: a vector is contiguous, and so is the part of the basis in use.
         self._rows = torch.empty(self.basis_size, n, dtype=self.dtype, device=self.device)
         self._size = 0
@@ -108,10 +98,8 @@ class Lanczos(Eigensolver):
         self._witness = torch.zeros(0, dtype=torch.float64)
         self._witness_rest = 0.0
         self._chance: float | None = None
-        self._doubtful = False
         self._before_probe = torch.zeros(0, dtype=torch.float64)
         self._searched = False
-        self._truth = TrueResiduals(len(wanted))
         self._known_scale = 0.0
         self._ritz_cache: tuple[Tensor, Tensor, Tensor] | None = None
         for _ in range(starts):
@@ -299,8 +287,9 @@ class Lanczos(Eigensolver):
                 self._start_probe()
         else:
             # Next comes the candidate that carries most of the first unconverged pair's residual.
-            outermost = [*range(self._num_top), *reversed(range(self._num_top, len(places)))]
-            first = next(i for i in outermost if float(residuals[i]) > target * self._scale())
+            first = next(
+                i for i in self._outermost_first() if float(residuals[i]) > target * self._scale()
+            )
             self._choose_candidate(self._couplings @ self._ritz()[1][:, places[first]])
 
     def _choose_candidate(self, shares: Tensor) -> None:
@@ -313,20 +302,11 @@ class Lanczos(Eigensolver):
         self._couplings = self._couplings[order]
 
     def _needs_no_probe(self) -> bool:
-        return self._size >= self.settings.n or not self._ends_to_probe()
-
-    def _ends_to_probe(self) -> list[str]:
-        """Return the ends where a pair can have been missed; the class says why not the bottom."""
         values = self._ritz()[0][self._places()[0]]
-        ends = ["top"] if self._num_top else []
-        if self._num_bottom:
-            highest = float(values[self._num_top])
-            if highest > 2 * self.settings.tol * self._scale():
-                ends.append("bottom")
-        return ends
+        return self._size >= self.settings.n or not self._ends_to_search(values, self._scale())
 
     def _start_probe(self) -> None:
-        """Draw g, uniform on the sphere, and search from what of it is not in the basis."""
+        """Draw g and search from what of it is not in the basis."""
         self._shrink_below(self.basis_size - (LIMIT if self._budget.strict else PROBE_ROOM))
         self._phase, self._probe_spent, self._chance = PROBING, 0, None
         self._before_probe = self._ritz()[0][self._places()[0]].clone()
@@ -360,7 +340,7 @@ class Lanczos(Eigensolver):
             self._look()
             return
         chance, shares = self._trace(places)
-        ends = self._ends_to_probe()
+        ends = self._ends_to_search(values[places], self._scale())
         end = ends[-1] if ends else "top"
         spent = self._budget.spent(end, self._probe_spent, self._num_products)
         full = self._size >= self.basis_size
@@ -383,11 +363,10 @@ class Lanczos(Eigensolver):
         values, vectors, _ = self._ritz()
         coordinates = vectors[: len(self._witness)].mT @ self._witness
         total, worst, shares = 0.0, -1.0, torch.zeros(len(self._candidates), dtype=torch.float64)
-        for end in self._ends_to_probe():
-            last = places[self._num_top - 1] if end == "top" else places[self._num_top]
-            slack = self.settings.tol * self._scale()
+        wanted, scale = values[places], self._scale()
+        for end in self._ends_to_search(wanted, scale):
             norms = []
-            for suspect in suspects(end, float(values[last]), slack, self._scale()):
+            for suspect in self._suspects(end, wanted, scale):
                 weights = galerkin_weights(values, coordinates, places, suspect)
                 y = self._couplings @ (vectors @ weights)
                 norms.append(float(y.norm()))
@@ -406,7 +385,7 @@ class Lanczos(Eigensolver):
         self._num_verification_products += 1
         if not self._truth.complete:
             return
-        self._stop_reason = self._judge()
+        self._stop_reason = self._verdict()
         if self._stop_reason is None:
             self._phase = SEARCHING
             self._truth.forget()
@@ -414,15 +393,9 @@ class Lanczos(Eigensolver):
                 self._make_room()
                 self._inject_random()
 
-    def _judge(self) -> StopReason | None:
-        n = self.settings.n
-        exhausted = self._size >= n and not self._candidates
-        reason = self._truth.verdict(
-            self._scale(), self.settings.tol, self.floor, exhausted=exhausted
-        )
-        if reason is StopReason.CONVERGED and self._doubtful:
-            return StopReason.UNVERIFIED
-        return reason
+    def _verdict(self) -> StopReason | None:
+        exhausted = self._size >= self.settings.n and not self._candidates
+        return self._judge(self._scale(), exhausted=exhausted)
 
     # -- restart -------------------------------------------------------------------------------
 
@@ -435,15 +408,9 @@ class Lanczos(Eigensolver):
         if self._size < size or self._size >= self.settings.n:
             return
         j = self._size
-        spare = max(1, int(0.4 * (j - self._num_top - self._num_bottom)))
-        both = self._num_top > 0 and self._num_bottom > 0
-        spare_top = spare // 2 if both else (spare if self._num_top else 1)
-        spare_bottom = spare - spare_top if both else (spare if self._num_bottom else 1)
-        top = self._num_top + spare_top
-        bottom = min(self._num_bottom + spare_bottom, j - top)
-        if top + bottom >= j:
+        keep = self._kept_places(j)
+        if len(keep) >= j:
             return
-        keep = [*range(top), *range(j - bottom, j)]
         values, vectors, _ = self._ritz()
         coefficients = vectors[:, keep]
         rotation = coefficients.mT.to(self._rows)
@@ -458,19 +425,6 @@ class Lanczos(Eigensolver):
 
     # -- what is known -------------------------------------------------------------------------
 
-    def progress(self) -> Progress:
-        """Return Ritz values and estimated (in the end true) residuals of the wanted pairs."""
-        values, residuals, index, scale = self._measured()
-        return Progress(
-            eigenvalues=values,
-            residuals=residuals,
-            eigenindex=index,
-            scale=scale,
-            tol=self.settings.tol,
-            num_products=self._num_products,
-            phase=self._phase,
-        )
-
     def _measured(self) -> tuple[Tensor, Tensor, Tensor, float]:
         if self._size == 0:
             empty = torch.zeros(0, dtype=torch.float64)
@@ -478,8 +432,7 @@ class Lanczos(Eigensolver):
         places, index = self._places()
         values, _, residuals = self._ritz()
         values, residuals = values[places].clamp(min=0), residuals[places].clone()
-        for i, (value, residual) in enumerate(self._truth.pairs):
-            values[i], residuals[i] = value, residual
+        self._with_truth(values, residuals)
         scale = max(self._scale(), float(values.max()) if len(values) else 0.0)
         return values, residuals, torch.tensor(index, dtype=torch.int64), scale
 
@@ -490,10 +443,7 @@ class Lanczos(Eigensolver):
         guards = None
         if self._size:
             theta, _, estimates = self._ritz()
-            inner = {self._num_top} if self._num_top else set()
-            if self._num_bottom:
-                inner.add(self._size - 1 - self._num_bottom)
-            chosen = sorted({p for p in inner if 0 <= p < self._size} - set(places))
+            chosen = self._guard_places(self._size)
             guards = torch.stack([theta[chosen], estimates[chosen]], dim=1)
         empty = torch.zeros(0, self.settings.n, dtype=self.dtype, device=self.device)
         return make_spectrum(
@@ -558,16 +508,7 @@ class Lanczos(Eigensolver):
         self._known_scale = float(state["scale"])
         self._ritz_cache = None
 
-    def _reopen(self) -> None:
-        super()._reopen()
-        if self._stop_reason is not None:
-            return
-        if self._truth.complete:
-            self._stop_reason = self._judge()
-            if self._stop_reason in (StopReason.CONVERGED, StopReason.UNVERIFIED):
-                return
-            self._stop_reason = None
-        self._truth.reset()
+    def _search_on(self) -> None:
         self._searched = False
         if self._phase == VERIFYING:
             self._phase = SEARCHING

@@ -7,9 +7,10 @@ then ⟨u_j, e⟩ = ⟨r_j, e⟩ / (λ − θ_j), so that for any g in the searc
     ⟨g, e⟩ = ⟨y, e⟩,   y = Σ_j r_j ⟨u_j, g⟩ / (λ − θ_j),   hence |⟨g, e⟩| ≤ ‖y‖.
 
 (x = Σ u_j ⟨u_j, g⟩ / (λ − θ_j) is the Galerkin solution of (λ − F') x = P g, and y its residual.)
-For g uniform on the sphere and drawn after U, ⟨g, e⟩ is nearly normal with variance 1/n, whatever
-e is. A missed e at λ therefore has a chance of at most √(2n/π) ‖y‖ to leave so small a trace. By
-Weyl's inequality F has no eigenvalue beyond that F' has none of, up to the residuals of U.
+Half of g is noise, uniform on a sphere of radius 1/√2 and drawn after U; its part along e is nearly
+normal with variance 1/2n, whatever e is. A missed e at λ therefore has a chance of at most
+√(4n/π) ‖y‖ to leave so small a trace. By Weyl's inequality F has no eigenvalue beyond that F' has
+none of, up to the residuals of U.
 """
 
 from __future__ import annotations
@@ -69,8 +70,7 @@ def draw_probe(
 
     Repeated eigenvalues of vision models come from symmetry: where filters treat both axes alike,
     the mirror image of an eigenvector is another. A missed copy then shows at once. What is added
-    to the noise shifts the distribution of ⟨g, e⟩, which makes small values no likelier; only the
-    noise's share counts, and :func:`chance_of_miss` allows for that.
+    to the noise shifts the distribution of ⟨g, e⟩, which makes small values no likelier.
 
     Parameters
     ----------
@@ -141,9 +141,9 @@ def galerkin_weights(values: Tensor, probe: Tensor, wanted: list[int], suspect: 
 
 
 def chance_of_miss(norms: list[float], n: int) -> float:
-    """Return the bound √(2n/π) √2 ‖y‖, at most 1, for the worst of the suspects.
+    """Return the bound √(4n/π) ‖y‖, at most 1, for the worst of the suspects.
 
-    The √2 because noise is half of g, see :func:`draw_probe`.
+    Noise is half of g, see :func:`draw_probe`: the other half makes small traces no likelier.
 
     Parameters
     ----------
