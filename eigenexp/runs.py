@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
+from eigenexp.json_files import read_json
 
 __all__ = ["RunFolder", "find_run", "list_runs", "open_root"]
 
@@ -97,15 +97,7 @@ class RunFolder:
         CheckpointError
             When the file is missing or damaged.
         """
-        try:
-            record = json.loads(self.record_path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{self.record_path}: expected the run's record, got {error}"
-            ) from error
-        if not isinstance(record, Mapping):
-            raise CheckpointError(f"{self.record_path}: expected a mapping, got another kind")
-        return dict(record)
+        return read_json(self.record_path, "the run's record")
 
 
 def open_root(root: str | Path) -> Path:

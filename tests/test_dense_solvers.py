@@ -21,6 +21,7 @@ from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.operators import DenseOperator, memory
 from eigenexp.runs import list_runs
 from eigenexp.spectrum import PairStatus, StopReason
+from tests.training import quiet_trainer as trainer
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -339,20 +340,6 @@ def test_options_of_randomized_svd_are_checked(options: dict[str, Any]) -> None:
 
 
 # -- in a Trainer ----------------------------------------------------------------------------------
-
-
-def trainer(folder: Path, callbacks: list[L.Callback] | None = None, **options: Any) -> L.Trainer:
-    settings: dict[str, Any] = {
-        "max_steps": 5000,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "default_root_dir": folder,
-        **options,
-    }
-    return L.Trainer(callbacks=callbacks, **settings)
 
 
 def dense(m: int) -> nn.Module:

@@ -16,22 +16,9 @@ import eigenexp as ee
 from eigenexp.errors import CheckpointError, EigenexpError, InputError
 from eigenexp.lightning_module import EigendistortionModule
 from tests.conftest import Quadratic
+from tests.training import quiet_trainer as trainer
 
 METHODS = ["power", "lanczos", "auto"]
-
-
-def trainer(folder: Path, callbacks: list[L.Callback] | None = None, **options: Any) -> L.Trainer:
-    settings: dict[str, Any] = {
-        "max_steps": 5000,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "default_root_dir": folder,
-        **options,
-    }
-    return L.Trainer(callbacks=callbacks, **settings)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ import eigenexp as ee
 from eigenexp.building import build_module, build_picture
 from eigenexp.cli import main
 from eigenexp.config import compose_config, plain_config
+from tests.training import quiet_trainer
 
 
 def network() -> nn.Module:
@@ -27,16 +27,7 @@ def fitted(options: dict[str, Any], folder: Path, **settings: Any) -> ee.Eigendi
     picture = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     settings = {"which": "top", "tol": 1e-3, **settings}
     module = ee.EigendistortionModule(network(), picture, operator_options=options, **settings)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=300,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[ee.ConvergenceStopping()],
-    )
+    trainer = quiet_trainer(folder, [ee.ConvergenceStopping()], max_steps=300)
     trainer.fit(module)
     return module
 

@@ -26,26 +26,9 @@ from eigenexp.sweeps import SweepFolder, find_sweep, list_sweeps
 from eigenexp.sweeps import launchers as launchers_module
 from eigenexp.sweeps.expanding import expand, split_hydra
 from eigenexp.sweeps.launchers import available_cores, job_threads
+from tests.processes import environment, run
 
 SMALL = ["model=ln", "image.crop=[120,220,16,16]", "solver.tol=1e-2", "logger=none"]
-
-
-def eigenexp(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "eigenexp.cli", *arguments],
-        cwd=folder,
-        env=clean_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
-    environment.pop("EIGENEXP_ROOT", None)
-    return environment
 
 
 def only_sweep(folder: Path) -> SweepFolder:
@@ -207,7 +190,7 @@ def test_a_defect_of_a_model_fails_its_job_alone(
 
 def test_runs_are_nested_under_one_mlflow_run(tmp_path: Path) -> None:
     small = [a for a in SMALL if not a.startswith("logger")]
-    done = eigenexp(tmp_path, "fit", "-m", *small, "logger=mlflow", "solver.k=1,500")
+    done = run(tmp_path, "fit", "-m", *small, "logger=mlflow", "solver.k=1,500")
     assert done.returncode == 1, done.stderr
     from eigenexp.tracking import local_store
 
@@ -248,7 +231,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "eigenexp.cli", *arguments],
         cwd=folder,
-        env=clean_environment(),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -358,7 +341,7 @@ def check_two_jobs(folder: Path, done: subprocess.CompletedProcess[str], threads
 @pytest.mark.slow
 def test_joblib(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    done = eigenexp(
+    done = run(
         tmp_path,
         *("fit", "-m", *SMALL, "solver.k=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     )
@@ -368,7 +351,7 @@ def test_joblib(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_submitit_local(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    done = eigenexp(tmp_path, "fit", "-m", *SMALL, "solver.k=1,2", "hydra/launcher=submitit_local")
+    done = run(tmp_path, "fit", "-m", *SMALL, "solver.k=1,2", "hydra/launcher=submitit_local")
     check_two_jobs(tmp_path, done, max(1, available_cores() // 2))
 
 
@@ -376,7 +359,7 @@ def test_submitit_local(tmp_path: Path) -> None:
 def test_ray(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     launcher = ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]
-    done = eigenexp(tmp_path, "fit", "-m", *SMALL, "solver.k=1,2", *launcher)
+    done = run(tmp_path, "fit", "-m", *SMALL, "solver.k=1,2", *launcher)
     check_two_jobs(tmp_path, done, 1)
 
 
@@ -429,7 +412,7 @@ def test_slurm(tmp_path: Path, slurm: str) -> None:
         *("hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"),
         *("hydra.launcher.timeout_min=7", "hydra.launcher.cpus_per_task=2"),
     ]
-    done = eigenexp(tmp_path, "fit", "-m", *SMALL, "solver.k=1,2", *launcher, PATH=slurm)
+    done = run(tmp_path, "fit", "-m", *SMALL, "solver.k=1,2", *launcher, PATH=slurm)
     check_two_jobs(tmp_path, done, 2)
     script = (tmp_path / "sbatch.log").read_text()
     for line in ("--partition=gpu", "--time=7", "--cpus-per-task=2", "--array=0-1"):

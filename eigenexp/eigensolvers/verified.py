@@ -61,7 +61,7 @@ class VerifiedSolver(Eigensolver):
         return sorted(place for place in (top | bottom) - taken if 0 <= place < size)
 
     def _kept_places(self, size: int) -> list[int]:
-        """Places, of ``size`` Ritz values, that a restart keeps: the wanted ones and those beside."""
+        """Places, of ``size`` Ritz values, that a restart keeps: the wanted and those beside."""
         spare = max(1, int(KEPT * (size - self._num_top - self._num_bottom)))
         both = self._num_top > 0 and self._num_bottom > 0
         spare_top = spare // 2 if both else (spare if self._num_top else 1)

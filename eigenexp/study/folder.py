@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import Any
 from eigenexp.atomic import remove_orphans, write_atomic, write_json_atomic
 from eigenexp.checkpoints import load_checkpoint, save_checkpoint
 from eigenexp.errors import CheckpointError
+from eigenexp.json_files import read_json
 from eigenexp.spectrum import Spectrum
 
 __all__ = ["StudyFolder"]
@@ -66,7 +66,7 @@ class StudyFolder:
         """
         if not self.plan_path.exists():
             return None
-        plan = self._read_json(self.plan_path)
+        plan = read_json(self.plan_path, "a study's file")
         if plan.get("schema_version", 0) > SCHEMA_VERSION:
             raise CheckpointError(
                 f"{self.plan_path}: expected schema up to {SCHEMA_VERSION}, got "
@@ -78,15 +78,6 @@ class StudyFolder:
         """Write the plan."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self.plan_path, {"schema_version": SCHEMA_VERSION, **plan})
-
-    def _read_json(self, path: Path) -> dict[str, Any]:
-        try:
-            value = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: expected a study's file, got {error}") from error
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{path}: expected a mapping, got another kind")
-        return value
 
     # -- finished pictures -----------------------------------------------------------------------
 
@@ -104,7 +95,7 @@ class StudyFolder:
                     if match and int(match[1]) not in self._known:
                         record = Path(entry.path) / "record.json"
                         if record.is_file():
-                            self._known[int(match[1])] = self._read_json(record)
+                            self._known[int(match[1])] = read_json(record, "a study's file")
         return dict(sorted(self._known.items()))
 
     def write_picture(

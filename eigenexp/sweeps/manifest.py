@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from eigenexp.atomic import write_json_atomic
 from eigenexp.errors import CheckpointError, RunNotFoundError
+from eigenexp.json_files import read_json
 
 __all__ = ["FINISHED", "Job", "SweepFolder", "find_sweep", "list_sweeps"]
 
@@ -111,7 +111,7 @@ class SweepFolder:
         CheckpointError
             When it is damaged or of a newer version.
         """
-        manifest = _read(self.manifest_path)
+        manifest = read_json(self.manifest_path, "a sweep's file")
         version = manifest.get("schema_version")
         if version != SCHEMA_VERSION or not isinstance(manifest.get("jobs"), list):
             raise CheckpointError(
@@ -135,11 +135,11 @@ class SweepFolder:
         path = self.job_path(index)
         if not path.exists():
             return Job(index, overrides, swept, facts=planned)
-        facts = _read(path)
+        facts = read_json(path, "a sweep's file")
         state = str(facts.get("state"))
         if state == RUNNING and not self._is_held(index):
             # It may have ended between the two looks.
-            facts = _read(path)
+            facts = read_json(path, "a sweep's file")
             state = str(facts.get("state"))
             state = LOST if state == RUNNING else state
         return Job(index, overrides, swept, state, planned | facts)
@@ -222,16 +222,6 @@ def find_sweep(name: str, root: str | Path) -> SweepFolder:
         f"{name}: expected {wanted}, got {len(fitting) or 'none'} under {Path(root)}; "
         f"newest: {some}"
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a sweep's file, got {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a mapping, got {type(value).__name__}")
-    return value
 
 
 def _now() -> str:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import eigenexp as ee
 from eigenexp import FisherOperator
+from tests.training import quiet_trainer
 
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
@@ -117,19 +118,10 @@ def test_gpu_solves_what_the_cpu_solves() -> None:
 
 @pytest.mark.gpu
 def test_gpu_trainer_puts_everything_on_its_device(tmp_path: Any) -> None:
-    import lightning as L
 
     module = ee.EigendistortionModule(network(), picture(), k=1, tol=1e-2)
-    trainer = L.Trainer(
-        accelerator="gpu",
-        devices=1,
-        max_steps=500,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[ee.ConvergenceStopping()],
+    trainer = quiet_trainer(
+        tmp_path, [ee.ConvergenceStopping()], accelerator="gpu", devices=1, max_steps=500
     )
     trainer.fit(module)
     assert module.operator.device.type == module.solver.device.type == "cuda"
