@@ -140,7 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(1)
     if options.peers and "PRIMME" not in PEERS:
-        print("PRIMME is not installed (pip install primme, which links with BLAS and LAPACK)")
+        absent = "PRIMME is not installed (pip install primme, which links with BLAS and LAPACK)"
+        print(absent, file=sys.stderr)  # beside the table, not in it
     print(head())
     rows: list[Row] = []
     seconds: dict[str, float] = {}

@@ -12,7 +12,12 @@ from torch import Tensor
 import eigenexp as ee
 from eigenexp.eigensolvers import make_solver, multiply, solve
 from eigenexp.eigensolvers.numerics import error_bounds, rounding_floor
-from eigenexp.eigensolvers.witness import chance_of_miss, galerkin_weights, suspects
+from eigenexp.eigensolvers.witness import (
+    chance_of_miss,
+    draw_probe,
+    galerkin_weights,
+    suspects,
+)
 from eigenexp.errors import ProductError
 from eigenexp.operators import DenseOperator
 from eigenexp.spectrum import StopReason
@@ -79,6 +84,33 @@ def test_the_chance_is_that_of_a_random_vector_with_so_small_a_part() -> None:
     assert share <= 1.15 * bound / math.sqrt(2)
     assert share >= 0.7 * bound / math.sqrt(2)
     assert chance_of_miss([1.0], n) == 1.0
+
+
+def test_the_probe_holds_mirror_images_of_what_was_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.randn(1, 32, 32, generator=generator, dtype=torch.float64)
+    picture /= picture.norm()
+    noise = torch.randn(1024, generator=generator, dtype=torch.float64)
+    weights = torch.randn(1, 3, generator=generator, dtype=torch.float64)
+    found = picture.reshape(-1, 1)
+    g = draw_probe(noise, weights, found, (1, 32, 32))
+    bare = draw_probe(noise, weights, found, None)
+    for twin in (picture.flip(-1), picture.flip(-2), picture.mT):
+        assert abs(float(g @ twin.reshape(-1))) > 0.1
+        assert abs(float(bare @ twin.reshape(-1))) < 0.1
+    torch.testing.assert_close(bare, noise / noise.norm() / math.sqrt(2))
+
+
+@pytest.mark.parametrize("seed", [17, 18, 19])
+def test_a_short_search_finds_the_copies_that_symmetry_makes(seed: int) -> None:
+    """A blur treats both axes alike: most eigenvalues are double. Noise alone misses one (18)."""
+    picture = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    operator = ee.FisherOperator(ee.models.Gaussian(9, 1.0).double(), picture)
+    values = torch.linalg.eigvalsh(operator.to_dense()).flip(0)
+    found = solve(operator, "lanczos", k=5, which="top", tol=1e-3, seed=seed)
+    assert bool(found.converged.all())
+    assert found.num_verification_products <= 15
+    assert float((found.eigenvalues - values[:5]).abs().max()) <= 2e-3 * float(values[0])
 
 
 def test_suspects_lie_beyond_the_last_wanted_pair() -> None:

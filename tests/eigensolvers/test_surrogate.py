@@ -155,3 +155,24 @@ def test_several_columns_at_once_find_the_same_pairs() -> None:
         assert bool(found.converged.all())
         error = (found.eigenvalues - values[found.eigenindex]).abs().max()
         assert float(error) <= 2e-5 * float(values[0])
+
+
+@pytest.mark.parametrize("cut", [3, 9, 14, 20, 40])
+def test_a_cut_solve_of_a_picture_ends_in_the_same_bits(cut: int) -> None:
+    """With all that a picture brings in: start vectors, guesses, estimates improved on the way."""
+    picture = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    operator = ee.FisherOperator(ee.models.OnOff(kernel_size=9).double(), picture)
+    settings = {"k": 4, "which": "bottom", "tol": 1e-7}
+    whole, first, second = (make_solver(operator, "davidson", **settings) for _ in range(3))
+
+    def drive(solver: object, turns: int) -> None:
+        while turns and not solver.done:  # type: ignore[attr-defined]
+            solver.tell(*operator.apply(solver.ask()))  # type: ignore[attr-defined]
+            turns -= 1
+
+    drive(whole, 2000)
+    drive(first, cut)
+    second.load_state_dict(first.state_dict())
+    drive(second, 2000)
+    assert whole.num_products == second.num_products > 64  # beyond the last new estimate
+    assert torch.equal(whole.result().eigenvectors, second.result().eigenvectors)
