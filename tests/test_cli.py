@@ -24,6 +24,12 @@ from eigenexp.spectrum import Spectrum
 
 SMALL = ["image.crop=[120,220,20,20]", "trainer.enable_progress_bar=false", "threads=1"]
 LONG = [*SMALL, "solver=power", "solver.tol=1e-9", "callbacks.checkpoint_every=10"]
+# Runs until it is stopped: its tolerance is out of reach.
+ENDLESS = [
+    *LONG,
+    *("image.crop=[120,220,48,48]", "solver.tol=1e-14", "solver.k=4"),
+    *("trainer.precision=64-true", "trainer.max_steps=-1"),
+]
 
 
 def command(*arguments: str) -> list[str]:
@@ -232,7 +238,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_a_signal_saves_marks_the_run_and_says_so(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    process = start(tmp_path, "fit", *LONG, "logger=mlflow")
+    process = start(tmp_path, "fit", *ENDLESS, "logger=mlflow")
     wait_for(tmp_path, process)
     process.send_signal(number)
     output, errors = process.communicate(timeout=100)
@@ -249,9 +255,7 @@ def test_a_signal_saves_marks_the_run_and_says_so(
 def test_max_time_saves_and_says_so_and_each_process_gets_it(
     in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    endless = [*LONG, "image.crop=[120,220,48,48]", "solver.tol=1e-14", "solver.k=4"]
-    endless += ["trainer.precision=64-true", "trainer.max_steps=-1", "trainer.max_time=00:00:00:02"]
-    assert main(["fit", *endless, "logger=csv"]) == 124
+    assert main(["fit", *ENDLESS, "trainer.max_time=00:00:00:02", "logger=csv"]) == 124
     assert "stopped at trainer.max_time; go on with: eigenexp resume" in capsys.readouterr().out
     found = only_run(in_tmp)
     record = found.read_record()
@@ -272,11 +276,11 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_whole(tmp_path: Pa
 
     root = tmp_path / "mlruns"
     root.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(root)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(root)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no permission to mount a small disk")
     try:
-        process = start(tmp_path, "fit", *LONG, "logger=none")
+        process = start(tmp_path, "fit", *ENDLESS, "logger=none")
         wait_for(tmp_path, process)
         with contextlib.suppress(OSError), (root / "filler").open("wb", 0) as file:
             while file.write(bytes(4096)):
