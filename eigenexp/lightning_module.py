@@ -36,7 +36,7 @@ from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelEr
 from eigenexp.images import Picture
 from eigenexp.lightning_overhead import may_step_directly, silence_profiler
 from eigenexp.operators import AverageFisherOperator, FisherOperator
-from eigenexp.ranks import together
+from eigenexp.ranks import gather_columns, mean_of_ranks, together
 from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import Spectrum
 
@@ -206,6 +206,8 @@ class EigendistortionModule(L.LightningModule):
         self._solver: Eigensolver | None = None
         self._responses: Tensor | None = None
         self._gathered: Tensor | None = None
+        # Columns of the block last asked for; the probe may be wider.
+        self._width = 0
         self._products: Tensor | None = None
         self._steps_directly = False
         self._rng_state: dict[str, Any] | None = None
@@ -315,6 +317,7 @@ class EigendistortionModule(L.LightningModule):
         if solver.done:
             return
         block = solver.ask()
+        self._width = block.shape[1]
         if self._is_distributed and block.shape[1] < solver.block_size:
             # DDP builds its buckets once; zero columns cost nothing and are not counted.
             padding = block.new_zeros(block.shape[0], solver.block_size - block.shape[1])
@@ -367,7 +370,11 @@ class EigendistortionModule(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return −½‖J V‖² for the block in the probe; its gradient is −F V."""
         if self._steps_directly:
-            self._products, energy = self._multiply(self.probe.detach())
+            products, energy = self._multiply(self.probe.detach())
+            if products is not None and self._parallel != "columns":
+                # What DDP does to gradients.
+                products = mean_of_ranks(self.trainer, products, RESUME_ADVICE)
+            self._products = products
             return -0.5 * energy
         apply = cast("Callable[..., Tensor]", _HalfSquaredResponse.apply)
         return apply(self.probe, self)
@@ -408,12 +415,14 @@ class EigendistortionModule(L.LightningModule):
         return products, measured.square().sum()
 
     def _multiply_share(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Multiply this process's columns; the mean over processes is then the whole block of F V.
+        """Multiply this process's columns; return what makes the whole block of F V.
 
-        Responses are gathered, so that eigenvalues are read as ‖Jv‖² as by one process; so is what
-        the solver asked for where it is not F V.
+        On the short way that is the block itself, gathered; on the whole way it is this process's
+        part, whose mean over processes is the block. Responses are gathered where the solver reads
+        them, so that eigenvalues are ‖Jv‖² as by one process; so is what the solver asked for where
+        it is not F V.
         """
-        ranks, width = self.trainer.world_size, self.solver.ask().shape[1]
+        ranks, width = self.trainer.world_size, self._width
         share = -(-width // ranks)
         first = min(self.trainer.global_rank * share, width)
         last = min(first + share, width)
@@ -421,26 +430,25 @@ class EigendistortionModule(L.LightningModule):
         own = probe[:, first : max(last, first + 1)] if first < width else probe[:, :1]
         request = self.solver.request
         product, responses = multiply(self.operator, request, own.contiguous())
+
+        def gather(block: Tensor) -> Tensor:
+            part = block[:, : last - first]
+            return gather_columns(self.trainer, part, share, RESUME_ADVICE)[:, :width]
+
         if request != "fisher":
-            self._gathered = self._gather(product[:, : last - first], share)[:, :width]
+            self._gathered = gather(product)
             return None, self._gathered.square().sum()
-        products = torch.zeros_like(probe)
-        products[:, first:last] = ranks * product[:, : last - first]
-        if responses is None:
+        if self._steps_directly:
+            products, padding = gather(product), probe.shape[1] - width
+            if padding:
+                products = nn.functional.pad(products, (0, padding))
+        else:
+            products = torch.zeros_like(probe)
+            products[:, first:last] = ranks * product[:, : last - first]
+        if responses is None or not self.solver.reads_responses:
             return products, (probe * products).sum()
-        self._responses = self._gather(responses[:, : last - first], share)[:, :width].contiguous()
+        self._responses = gather(responses).contiguous()
         return products, self._responses.square().sum()
-
-    def _gather(self, own: Tensor, share: int) -> Tensor:
-        """Return the columns of all processes side by side, each process's padded to ``share``."""
-        padding = own.new_zeros(len(own), share - own.shape[1])
-        padded = torch.cat([own, padding], dim=1).contiguous()
-
-        def exchange() -> Tensor:
-            return self.trainer.strategy.all_gather(padded)
-
-        gathered = together(self.trainer, exchange, RESUME_ADVICE)
-        return gathered.movedim(0, 1).reshape(len(own), -1)
 
     def _advance(self) -> None:
         """Tell the solver the product, in ``probe.grad`` where it is F V; load the next block."""
@@ -448,7 +456,7 @@ class EigendistortionModule(L.LightningModule):
         if gradient is None:
             raise ModelError("training_step: expected a gradient of the probe, got none")
         solver = self.solver
-        width = solver.ask().shape[1]
+        width = self._width
         gathered, self._gathered = self._gathered, None
         products = (gradient.neg() if gathered is None else gathered)[:, :width]
         # A solver told no J V asks for none.

@@ -83,6 +83,11 @@ class Auto(Eigensolver):
         return self._inner.block_size
 
     @property
+    def reads_responses(self) -> bool:
+        """Whether the chosen method reads J V."""
+        return self._inner.reads_responses
+
+    @property
     def stored_vectors(self) -> int:
         """Vectors the chosen method stores."""
         return self._inner.stored_vectors

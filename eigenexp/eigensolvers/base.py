@@ -13,6 +13,7 @@ logger. Its state can be saved after any ``tell`` and the rest of the run is the
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -257,7 +258,8 @@ class Eigensolver(abc.ABC):
                 f"tell: expected products in {block.dtype} on {block.device}, "
                 f"got {products.dtype} on {products.device}"
             )
-        if not bool(torch.isfinite(products).all()):
+        # One cheap pass: a sum is finite only where all is; where it overflowed, look closely.
+        if not math.isfinite(float(products.sum())) and not bool(torch.isfinite(products).all()):
             raise ProductError(
                 "tell: expected finite products, got NaN or inf; the last good state is kept. "
                 "Look for 0/0 or sqrt(0) in the model at this picture, or solve in float64"
@@ -287,6 +289,11 @@ class Eigensolver(abc.ABC):
     @abc.abstractmethod
     def block_size(self) -> int:
         """Largest number of columns ``ask`` ever returns."""
+
+    @property
+    def reads_responses(self) -> bool:
+        """Whether J V changes what the solver finds; where not, nobody need bring it."""
+        return True
 
     @property
     def stored_vectors(self) -> int:

@@ -57,7 +57,8 @@ class Power(Eigensolver):
         }
         self._values: dict[str, Tensor] = {}
         self._residuals: dict[str, Tensor] = {}
-        self._ritz_vectors: dict[str, Tensor] = {}
+        # The block last multiplied, and the rotation that makes Ritz vectors of it.
+        self._rotated: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._shift = 0.0
         self._verify_left = 0
         self._verified_values: Tensor | None = None
@@ -69,8 +70,14 @@ class Power(Eigensolver):
         """Columns of both ends together."""
         return sum(self._widths.values())
 
+    @property
+    def reads_responses(self) -> bool:
+        """False: Ritz values come from the projected problem."""
+        return False
+
     def _ask(self) -> Tensor:
-        return torch.cat([self._vectors["top"], self._vectors["bottom"]], dim=1)
+        blocks = [self._vectors[end] for end, width in self._widths.items() if width]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
     def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
         split = self._widths["top"]
@@ -107,7 +114,7 @@ class Power(Eigensolver):
         self._verify_left = VERIFICATION_ITERATIONS
         for end, wanted in (("top", self._num_top), ("bottom", self._num_bottom)):
             if wanted and self._widths[end] > wanted:
-                block = self._ritz_vectors[end].clone()
+                block = self._ritz_vectors(end).clone()
                 block[:, -1:] = self._randn(self.settings.n, 1)
                 self._vectors[end] = torch.linalg.qr(block).Q
 
@@ -125,32 +132,42 @@ class Power(Eigensolver):
         theta, s = torch.linalg.eigh((projected + projected.mT) / 2)
         if end == "top":
             theta, s = theta.flip(0), s.flip(1)
-        s = s.to(v)
-        v, w = v @ s, w @ s
+        values, s = theta.to(v), s.to(v)
+        rotated = w @ s
+        # W S − V S Θ in one pass over V; V S itself is made where it is asked for.
+        difference = torch.addmm(rotated, v, s * values, alpha=-1)
         self._values[end] = theta.cpu()
-        self._residuals[end] = (w - v * theta.to(v)).norm(dim=0).double().cpu()
+        self._residuals[end] = torch.linalg.vector_norm(difference, dim=0).double().cpu()
+        # Pairs are those of the block just multiplied; they are kept for the result.
+        self._rotated[end] = (v, s)
         if end == "top":
             self._shift = max(self._shift, float(theta[0] + self._residuals[end][0]))
-            following = w
+            following = rotated
         else:
-            following = self._shift * v - w
+            following = torch.addmm(rotated, v, s, beta=-1, alpha=self._shift)
         if float(following.norm()) == 0.0:  # F = 0, or F = σI: every vector is an eigenvector
-            following = v
+            following = self._ritz_vectors(end)
         if end == "bottom":
             following = self._apart_from_top(following, float(theta[self._num_bottom - 1]))
-        # Pairs are those of the block just multiplied; they are kept for the result.
-        self._ritz_vectors[end] = v
         self._vectors[end] = torch.linalg.qr(following).Q
 
     def _apart_from_top(self, vectors: Tensor, value: float) -> Tensor:
         """Where both ends share one eigenvalue, keep the bottom block orthogonal to the top's."""
-        top = self._ritz_vectors.get("top")
-        if top is None or not self._num_top:
+        if "top" not in self._rotated or not self._num_top:
             return vectors
-        top, lowest = top[:, : self._num_top], float(self._values["top"][self._num_top - 1])
+        lowest = float(self._values["top"][self._num_top - 1])
         if lowest - value > self.settings.tol * self._scale():
             return vectors
+        top = self._ritz_vectors("top")[:, : self._num_top]
         return vectors - top @ (top.mT @ vectors)
+
+    def _ritz_vectors(self, end: str) -> Tensor:
+        """Return the Ritz vectors of the block last multiplied."""
+        vectors, rotation = self._rotated[end]
+        if rotation is not None:
+            vectors = vectors @ rotation
+            self._rotated[end] = (vectors, None)
+        return vectors
 
     def _places(self) -> tuple[Tensor, Tensor, list[int]]:
         n = self.settings.n
@@ -190,9 +207,9 @@ class Power(Eigensolver):
         scale = self._scale()
         parts = []
         if index and self._num_top:
-            parts.append(self._ritz_vectors["top"][:, : self._num_top])
+            parts.append(self._ritz_vectors("top")[:, : self._num_top])
         if index and self._num_bottom:
-            parts.append(self._ritz_vectors["bottom"][:, : self._num_bottom].flip(1))
+            parts.append(self._ritz_vectors("bottom")[:, : self._num_bottom].flip(1))
         vectors = torch.cat(parts, dim=1) if parts else torch.zeros(n, 0).to(self._vectors["top"])
         indices = torch.tensor(index, dtype=torch.int64)
         values = values.clamp(min=0)
@@ -224,7 +241,7 @@ class Power(Eigensolver):
     def _export_state(self) -> dict[str, Any]:
         return {
             "vectors": {end: v.clone() for end, v in self._vectors.items()},
-            "ritz_vectors": {end: v.clone() for end, v in self._ritz_vectors.items()},
+            "ritz_vectors": {end: self._ritz_vectors(end).clone() for end in self._rotated},
             "values": {end: v.clone() for end, v in self._values.items()},
             "residuals": {end: v.clone() for end, v in self._residuals.items()},
             "shift": self._shift,
@@ -238,7 +255,7 @@ class Power(Eigensolver):
 
     def _import_state(self, state: Mapping[str, Any]) -> None:
         self._vectors = {end: self._own(v) for end, v in state["vectors"].items()}
-        self._ritz_vectors = {end: self._own(v) for end, v in state["ritz_vectors"].items()}
+        self._rotated = {end: (self._own(v), None) for end, v in state["ritz_vectors"].items()}
         self._values = {end: v.double().clone() for end, v in state["values"].items()}
         self._residuals = {end: v.double().clone() for end, v in state["residuals"].items()}
         self._shift = float(state["shift"])

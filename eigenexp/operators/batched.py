@@ -26,9 +26,10 @@ from eigenexp.operators.responses import flatten_rows
 __all__ = ["BatchedFisherOperator", "pictures_at_once"]
 
 # Bytes of the largest intermediate result up to which more pictures at once cost less each.
-# Measured at 32² and 64² on LN, LG, LGG, OnOff and a convolutional net, one thread: half the time
-# a picture while this fits the cache of a core, three times as much at twice the size.
-CPU_BYTES = 3 * 2**17
+# Measured at 32² and 64² on LN, LG, LGG, OnOff and a convolutional net, one thread: up to half the
+# time a picture within this, at most a seventh less at three times as much, where pictures that
+# wait for each other and processes that share out batches cost more than is gained.
+CPU_BYTES = 2**17
 CPU_PICTURES = 8
 ACCELERATOR_BYTES = 2**28
 ACCELERATOR_PICTURES = 64
