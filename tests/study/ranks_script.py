@@ -1,6 +1,6 @@
 """Fit a study, a mean and a block of columns on as many processes as asked; started by tests.
 
-python -m tests.study.ranks_script DEVICES FOLDER [KIND ...] [--steps N]
+python -m tests.study.ranks_script DEVICES FOLDER [KIND ...] [--steps N] [--slow S] [--hooked]
 """
 
 from __future__ import annotations
@@ -55,6 +55,13 @@ class Slow(L.Callback):
         time.sleep(self.seconds)
 
 
+class Hook(L.Callback):
+    """Want Lightning's whole way through a step."""
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        """Look at the gradient, as a user might."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("devices", type=int)
@@ -62,12 +69,15 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--steps", type=int, default=-1)
     parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--hooked", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
     for kind in options.kinds:
         module = build(kind, options.folder)
         callbacks: list[L.Callback] = [Slow(options.folder, options.slow)]
+        if options.hooked:
+            callbacks.append(Hook())
         last = options.folder / kind / "last.ckpt"
         if kind != "pictures":
             callbacks.append(ee.SolverCheckpoint(last.parent, every_n_steps=2))
@@ -87,6 +97,7 @@ def main() -> None:
         resumed = str(last) if last.exists() and kind != "pictures" else None
         trainer.fit(module, ckpt_path=resumed)
         if trainer.is_global_zero and kind != "pictures":
+            assert module._steps_directly is not options.hooked
             module.spectrum().save(options.folder / f"{kind}.safetensors")
 
 
