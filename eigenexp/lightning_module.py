@@ -34,7 +34,12 @@ from eigenexp.checkpoints import (
 from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelError
 from eigenexp.images import Picture
-from eigenexp.lightning_overhead import may_step_directly, silence_profiler
+from eigenexp.lightning_overhead import (
+    may_step_directly,
+    remember_signature,
+    silence_profiler,
+    step_directly,
+)
 from eigenexp.operators import AverageFisherOperator, FisherOperator
 from eigenexp.ranks import gather_columns, mean_of_ranks, together
 from eigenexp.recasting import recast_solver, state_dtype
@@ -44,6 +49,8 @@ __all__ = ["PRECISIONS", "EigendistortionModule", "ProbeSteps", "SolverOptimizer
 
 RESUME_ADVICE = "go on from the last checkpoint"
 ModuleOperator = FisherOperator | AverageFisherOperator
+# Lightning sets the first up to forty times a step.
+_SET_EACH_STEP = frozenset({"_current_fx_name", "_width", "_gathered", "_products", "_responses"})
 PRECISIONS = ("32-true", "64-true", "32", "64")
 
 
@@ -216,8 +223,8 @@ class EigendistortionModule(L.LightningModule):
         self.strict_loading = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; what Lightning notes some forty times a step takes the short way."""
-        if name == "_current_fx_name":
+        """Set an attribute; what is set at every step, and is no parameter, without a search."""
+        if name in _SET_EACH_STEP:
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -341,17 +348,12 @@ class EigendistortionModule(L.LightningModule):
         """Return the endless loader of solver steps."""
         return ProbeSteps()
 
-    def optimizer_zero_grad(
-        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Drop the last product: there is one parameter."""
-        self.probe.grad = None
-
     # -- the loop --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Restore the global random state of a resumed run; keep the model in ``eval``."""
         self._steps_directly = may_step_directly(self.trainer, self)
+        step_directly(self.trainer, self if self._steps_directly else None)
         if isinstance(self.model, nn.Module):
             self.model.eval()
         if self._rng_state is not None:
@@ -367,6 +369,7 @@ class EigendistortionModule(L.LightningModule):
             return -1
         return None
 
+    @remember_signature
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return −½‖J V‖² for the block in the probe; its gradient is −F V."""
         if self._steps_directly:
@@ -379,27 +382,12 @@ class EigendistortionModule(L.LightningModule):
         apply = cast("Callable[..., Tensor]", _HalfSquaredResponse.apply)
         return apply(self.probe, self)
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Put −F V where autograd would put it."""
-        if not self._steps_directly:
-            super().backward(loss, *args, **kwargs)
-            return
+    def direct_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Take a training step, and hand its product to the solver where no gradient need be."""
+        loss = self.training_step(batch, batch_idx)
         products, self._products = self._products, None
-        self.probe.grad = torch.zeros_like(self.probe) if products is None else products.neg()
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Any,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Advance the solver, without the wrappers of optimizers that nothing here asks for."""
-        if not self._steps_directly or optimizer_closure is None:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            return
-        optimizer_closure()
-        self._advance()
+        self._advance(products)
+        return loss
 
     def _multiply(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return F V, or None where the solver asked for J V or Jᵀ U, and the energy ‖·‖²."""
@@ -450,19 +438,24 @@ class EigendistortionModule(L.LightningModule):
         self._responses = gather(responses).contiguous()
         return products, self._responses.square().sum()
 
-    def _advance(self) -> None:
-        """Tell the solver the product, in ``probe.grad`` where it is F V; load the next block."""
-        gradient = self.probe.grad
-        if gradient is None:
-            raise ModelError("training_step: expected a gradient of the probe, got none")
-        solver = self.solver
-        width = self._width
+    def _advance(self, products: Tensor | None = None) -> None:
+        """Tell the solver what it asked for; load the next block.
+
+        ``products`` is F V, where it is not in ``probe.grad``. Anything else the solver asked for
+        was gathered beside the gradient.
+        """
         gathered, self._gathered = self._gathered, None
-        products = (gradient.neg() if gathered is None else gathered)[:, :width]
+        if gathered is not None:
+            products = gathered
+        elif products is None:
+            if self.probe.grad is None:
+                raise ModelError("training_step: expected a gradient of the probe, got none")
+            products = self.probe.grad.neg()
+        width = self._width
         # A solver told no J V asks for none.
         responses = self._responses if self._has_all_responses else None
         self._responses = None
-        solver.tell(products, None if responses is None else responses[:, :width])
+        self.solver.tell(products[:, :width], None if responses is None else responses[:, :width])
         self._set_probe()
 
     @property

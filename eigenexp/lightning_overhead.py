@@ -8,15 +8,33 @@ taken.
 from __future__ import annotations
 
 import contextlib
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import lightning as L
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor
+from torch.optim import Optimizer
 
-__all__ = ["may_step_directly", "silence_profiler"]
+__all__ = ["may_step_directly", "remember_signature", "silence_profiler", "step_directly"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+# What lies between a training step and the next: where one of these is somebody's own, all are
+# called.
+_CALLBACK_HOOKS = (
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+)
+_MODULE_HOOKS = (*_CALLBACK_HOOKS, "optimizer_step", "optimizer_zero_grad", "backward")
 
 
 class _SilentProfiler(PassThroughProfiler):
@@ -35,19 +53,30 @@ def silence_profiler(trainer: L.Trainer) -> None:
         trainer.profiler = _SilentProfiler()  # type: ignore[attr-defined]
 
 
+def remember_signature(function: F) -> F:
+    """Keep the function's signature with it: Lightning asks for it at every step."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
 def may_step_directly(trainer: L.Trainer, module: L.LightningModule) -> bool:
     """Whether product and next block may change hands without autograd and optimizer wrappers.
 
-    True on one process or under plain DDP, without accumulation, and where nothing hooks into what
-    is left out: no callback, module, precision plug-in or strategy with its own optimizer step, no
-    communication hook, no averaging of models. Under DDP the module then exchanges products itself.
+    True on one device or under plain DDP, without accumulation or mixed precision, and where
+    nothing hooks into what is left out: no callback or module with a hook between two training
+    steps, no profiler, no communication hook, no averaging of models. Under DDP the module then
+    exchanges products itself.
     """
     return (
         trainer.accumulate_grad_batches == 1
+        and isinstance(getattr(trainer, "profiler", None), PassThroughProfiler)
+        and type(trainer.precision_plugin) in (Precision, DoublePrecision)
         and _steps_plainly(trainer.strategy)
-        and type(trainer.precision_plugin).optimizer_step is Precision.optimizer_step
-        and _is_own(L.LightningModule, module)
-        and all(_is_own(L.Callback, callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        and _is_unhooked(L.LightningModule, module, _MODULE_HOOKS)
+        and all(
+            _is_unhooked(L.Callback, callback, _CALLBACK_HOOKS)
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        )
     )
 
 
@@ -55,11 +84,47 @@ def _steps_plainly(strategy: Strategy) -> bool:
     if type(strategy) is DDPStrategy:
         unhooked = strategy._ddp_comm_hook is None and strategy._ddp_comm_wrapper is None
         return unhooked and strategy._model_averager is None
-    single = strategy.root_device.type != "xla" and getattr(strategy, "world_size", 1) == 1
-    plain = type(strategy).optimizer_step is Strategy.optimizer_step
-    return single and plain and not strategy.handles_gradient_accumulation
+    return type(strategy) is SingleDeviceStrategy
 
 
-def _is_own(base: type, hooked: object) -> bool:
-    name = "on_before_optimizer_step"
-    return getattr(type(hooked), name) is getattr(base, name)
+def _is_unhooked(base: type, hooked: object, names: tuple[str, ...]) -> bool:
+    return all(getattr(type(hooked), name) is getattr(base, name) for name in names)
+
+
+class _DirectSteps(_AutomaticOptimization):
+    """In place of Lightning's closure of training step, backward pass and optimizer step: a call.
+
+    Steps are counted as Lightning counts them. For any other module than the one it was made for,
+    the loop that it replaced is put back.
+    """
+
+    def __init__(self, replaced: _AutomaticOptimization, module: L.LightningModule) -> None:
+        super().__init__(replaced.trainer)
+        self.optim_progress = replaced.optim_progress
+        # In a tuple: Lightning saves the state of every loop that is an attribute.
+        self.replaced, self._module = (replaced,), (module,)
+
+    def run(self, optimizer: Optimizer, batch_idx: int, kwargs: OrderedDict[str, Any]) -> Any:
+        """Take one step."""
+        trainer, (module,) = self.trainer, self._module
+        if trainer.lightning_module is not module:
+            step_directly(trainer, None)
+            return self.replaced[0].run(optimizer, batch_idx, kwargs)
+        progress = self.optim_progress.optimizer.step
+        progress.increment_ready()
+        with trainer.precision_plugin.train_step_context():
+            loss: Tensor = cast("Any", module).direct_step(*kwargs.values())
+        progress.increment_completed()
+        return {"loss": loss}
+
+
+def step_directly(trainer: L.Trainer, module: L.LightningModule | None) -> None:
+    """Let ``module.direct_step`` be the whole of a training step; ``None``: as Lightning does.
+
+    ``direct_step`` takes what ``training_step`` takes, and also does what follows it.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    loop = epoch_loop.automatic_optimization
+    if isinstance(loop, _DirectSteps):
+        loop = loop.replaced[0]
+    epoch_loop.automatic_optimization = loop if module is None else _DirectSteps(loop, module)

@@ -311,6 +311,37 @@ def test_the_short_way_and_the_whole_way_give_the_same_bits(
     assert torch.equal(spectra[0].eigenvalues, spectra[1].eigenvalues)
 
 
+class Line(L.LightningModule):
+    """An ordinary module: its slope is trained towards 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return (self.slope - 1).square()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    def train_dataloader(self) -> list[Tensor]:
+        return [torch.zeros(1)] * 4
+
+
+def test_a_trainer_that_stepped_directly_trains_other_modules_as_ever(
+    small_problem: tuple[Quadratic, Tensor, Tensor], tmp_path: Path
+) -> None:
+    model, image, _ = small_problem
+    module, line = EigendistortionModule(model, image, tol=1e-6), Line()
+    same = trainer(tmp_path, max_epochs=1, max_steps=-1)
+    same.fit(module)
+    assert module._steps_directly
+    same.fit_loop.max_epochs = same.current_epoch + 1
+    same.should_stop = False
+    same.fit(line)
+    assert float(line.slope.detach()) == 1.0
+
+
 def test_a_profiler_of_the_users_own_stays(
     small_problem: tuple[Quadratic, Tensor, Tensor], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from eigenexp.eigensolvers import Eigensolver
 from eigenexp.errors import ImageError, InputError
 from eigenexp.images import Picture
 from eigenexp.lightning_module import EigendistortionModule, ModuleOperator
+from eigenexp.lightning_overhead import remember_signature
 from eigenexp.operators import AverageFisherOperator
 from eigenexp.study.sources import picture_sources
 from eigenexp.study.stochastic import StochasticPower
@@ -130,6 +131,7 @@ class AverageModule(EigendistortionModule):
         # −½ ⟨V, F̄ V⟩ is this part's −½ mean ‖Jᵢ V‖².
         return products, (probe * products).sum()
 
+    @remember_signature
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return −½ mean ‖Jᵢ V‖² over a part of the pictures; its gradient is a part of −F̄ V."""
         self._part = batch_idx % self.trainer.accumulate_grad_batches
