@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eigenexp.early_products import EarlyProducts
 from eigenexp.eigensolvers import RandomizedSVD
 from eigenexp.eigensolvers.dense_decomposition import jacobian_eigenpairs, perturbation_bounds
 from eigenexp.errors import ProductError
@@ -15,20 +16,24 @@ from eigenexp.operators import FisherOperator
 from eigenexp.orthogonal_iteration import RitzPairs
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 
-__all__ = ["Sketch", "assemble", "exact_spectrum", "randomized_spectrum", "residual_status"]
+__all__ = ["Sketch", "assemble", "exact_spectrum", "randomized_spectrum", "residual_status",
+           "sketch_products"]  # fmt: skip
+
+CHECKS = 10  # fresh random vectors that estimate what a sketch misses
 
 
 def exact_spectrum(jacobian: Tensor, image_shape: tuple[int, ...], tol: float) -> Spectrum:
     """Return all n eigenpairs of F = JᵀJ from the singular values of J ``(m, n)``.
 
-    Squaring J first would lose every eigenvalue below λmax·eps; its singular values keep them to
-    λmax·eps². The decomposition runs in float64.
+    By the same functions as ``method="exact"`` of the other doors, from a J at hand: it is kept.
     """
     m, n = jacobian.shape
     values, rows = jacobian_eigenpairs(jacobian)
     scale = float(values[0])
-    # What J's own rounding leaves of an eigenvalue: ‖ΔJ‖ is about eps·‖J‖.
+    # What J's own rounding leaves of an eigenvalue, ‖ΔJ‖ being about eps·‖J‖, and the
+    # decomposition's, which runs in float64.
     bounds = perturbation_bounds(values, torch.finfo(jacobian.dtype).eps * scale**0.5)
+    bounds += n**0.5 * torch.finfo(torch.float64).eps * scale
     return Spectrum(
         eigenvalues=values.to(jacobian.dtype),
         eigenvectors=rows.to(jacobian.dtype).reshape(n, *image_shape),
@@ -56,8 +61,13 @@ class Sketch:
     error: float
 
 
+def sketch_products(k: int, p: int, q: int) -> int:
+    """Return the products that :func:`randomized_spectrum` takes, its estimate included."""
+    return (k + p) * (q + 2) + CHECKS
+
+
 def randomized_spectrum(
-    operator: FisherOperator, k: int, p: int, q: int, seed: int, tol: float
+    operator: FisherOperator | EarlyProducts, k: int, p: int, q: int, seed: int, tol: float
 ) -> Sketch:
     """Return the top ``k`` pairs from ``k + p`` random vectors multiplied ``q + 1`` times by F.
 
@@ -69,6 +79,7 @@ def randomized_spectrum(
         k=k,
         oversampling=p,
         power_iterations=q,
+        verification_products=CHECKS,
         tol=tol,
         seed=seed,
         rank_bound=operator.rank_bound,

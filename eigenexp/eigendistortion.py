@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from eigenexp import synthesis_files
-from eigenexp.decompositions import assemble, exact_spectrum, randomized_spectrum
+from eigenexp.decompositions import (
+    assemble,
+    exact_spectrum,
+    randomized_spectrum,
+    sketch_products,
+)
 from eigenexp.eigensolvers import Progress, make_solver, multiply
 from eigenexp.errors import InputError, InputTypeError
-from eigenexp.orthogonal_iteration import End, OrthogonalIteration, RitzPairs
+from eigenexp.orthogonal_iteration import End, OrthogonalIteration, Products, RitzPairs
+from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 from eigenexp.synthesis import Synthesis
 from eigenexp.synthesis_checks import LoadWarning
@@ -223,7 +229,7 @@ class Eigendistortion(Synthesis):
     ) -> None:
         if which not in (None, "top"):
             raise InputError(f"which: expected 'top' for randomized_svd, got {which!r}")
-        sketch = randomized_spectrum(self.operator, k, p, q, seed, tol)
+        sketch = randomized_spectrum(self._products(sketch_products(k, p, q)), k, p, q, seed, tol)
         self._keep(sketch.spectrum)
         worst = float(sketch.spectrum.residuals.max())
         warnings.warn(
@@ -243,7 +249,7 @@ class Eigendistortion(Synthesis):
         callback: Callable[[Progress], Any] | None,
         restart: bool,
     ) -> None:
-        operator = self.operator
+        operator = self._products(max_iter * k * (2 if which == "both" else 1))
         kind = ("power", k, which)
         if restart or self._solver_kind != kind:
             self._solver = OrthogonalIteration(
@@ -254,16 +260,17 @@ class Eigendistortion(Synthesis):
         try:
             for end in (iteration.top, iteration.bottom):
                 if end is not None:
-                    self._run(iteration, end, max_iter, criterion, tol, callback)
+                    self._run(operator, iteration, end, max_iter, criterion, tol, callback)
         except BaseException:
-            self._keep_power(iteration, tol)
+            self._keep_power(operator.rank_bound, iteration, tol)
             raise
-        self._keep_power(iteration, tol)
+        self._keep_power(operator.rank_bound, iteration, tol)
         # Orthogonal iteration verifies nothing: that its pairs are unverified is no news.
         self._warn_if_open(PairStatus.UNCONVERGED)
 
     def _run(
         self,
+        operator: Products,
         iteration: OrthogonalIteration,
         end: End,
         max_iter: int,
@@ -275,13 +282,13 @@ class Eigendistortion(Synthesis):
         for _ in range(max_iter):
             if end.finished(criterion, iteration.scale):
                 return
-            end.step(self.operator, shift)
+            end.step(operator, shift)
             iteration.count(end)
             phase = "bottom" if end is iteration.bottom else "top"
             if callback is not None and callback(_progress(iteration, tol, phase)) is True:
                 return
 
-    def _keep_power(self, iteration: OrthogonalIteration, tol: float) -> None:
+    def _keep_power(self, rank_bound: int, iteration: OrthogonalIteration, tol: float) -> None:
         ends, indices = _found(iteration)
         if ends:
             self._keep(
@@ -289,7 +296,7 @@ class Eigendistortion(Synthesis):
                     ends,
                     indices,
                     image_shape=self.image_shape,
-                    rank_bound=self.operator.rank_bound,
+                    rank_bound=rank_bound,
                     scale=iteration.scale,
                     tol=tol,
                     num_products=iteration.num_products,
@@ -315,9 +322,12 @@ class Eigendistortion(Synthesis):
         state = None
         if not restart and self._solver_kind == kind:
             state = self._solver_state if self._solver is None else self._solver.state_dict()
-        solver = make_solver(operator, method, **settings)
-        if state is not None:
-            solver.load_state_dict(state)
+        if state is not None and state_dtype(state) != operator.dtype:  # after a cast
+            solver = recast_solver(operator, {"method": method, **settings}, state)
+        else:
+            solver = make_solver(operator, method, **settings)
+            if state is not None:
+                solver.load_state_dict(state)
         self._solver, self._solver_kind, self._solver_state = solver, kind, None
         budget = solver.num_products + max_iter * (2 if which == "both" else 1)
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eigenexp import synthesis_checks, synthesis_files
 from eigenexp.decompositions import residual_status
+from eigenexp.early_products import EarlyProducts, early_products
 from eigenexp.errors import InputError, ModelError
 from eigenexp.operators import FisherOperator
 from eigenexp.orthogonal_iteration import OrthogonalIteration, RitzPairs
@@ -96,6 +97,10 @@ class Synthesis:
             self._operator = _linearise(self._model, self._image)
         return self._operator
 
+    def _products(self, planned: int) -> EarlyProducts | FisherOperator:
+        """F for a call that plans so many products."""
+        return early_products(self._model, self._image, planned, lambda: self.operator)
+
     @property
     def _image_flat(self) -> Tensor:
         """``(n, 1)``, the leaf of the graph that ends in ``_representation_flat``."""
@@ -131,8 +136,8 @@ class Synthesis:
         """Set the attributes of the class from a spectrum."""
         self._spectrum = spectrum
         self._eigendistortions = spectrum.eigenvectors
-        self._eigenvalues = spectrum.eigenvalues
-        self._eigenindex = spectrum.eigenindex
+        self._eigenvalues = spectrum.eigenvalues.to(self._image)
+        self._eigenindex = spectrum.eigenindex.to(self._image.device)
 
     def _certify(self) -> Spectrum:
         """Measure the residuals of the pairs held: one product a pair."""
@@ -201,8 +206,8 @@ class Synthesis:
             self._spectrum = synthesis_files.map_spectrum(self._spectrum, move)
         if isinstance(self._solver, OrthogonalIteration):
             self._solver.to(device, dtype)
-        else:
-            self._solver, self._solver_kind, self._solver_state = None, None, None
+        elif self._solver is not None:
+            self._solver, self._solver_state = None, self._solver.state_dict()
         self._operator, self._graph = None, None
 
     def save(self, file_path: str | os.PathLike[str]) -> None:

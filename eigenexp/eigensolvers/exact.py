@@ -181,17 +181,17 @@ class Exact(Eigensolver):
     def _solve(self) -> _Solution:
         if self._kind == "fisher":
             return self._solve_fisher(self._gathered.to(torch.float64))
-        jacobian = self._gathered.T if self._kind == "columns" else self._gathered
-        return self._solve_jacobian(jacobian.to(torch.float64))
+        return self._solve_jacobian(self._gathered.T if self._kind == "columns" else self._gathered)
 
-    def _solve_jacobian(self, jacobian: Tensor) -> _Solution:
+    def _solve_jacobian(self, gathered: Tensor) -> _Solution:
         n = self.settings.n
+        jacobian = gathered.to(torch.float64)
         vector, product, response = self._checks()
         off = float((jacobian @ vector - response).norm())
         off_adjoint = float((jacobian.T @ response - product).norm())
         self._check(off, float(response.norm()), "J v")
         self._check(off_adjoint, float(product.norm()), "Jᵀ J v")
-        spectrum, rows = jacobian_eigenpairs(jacobian)
+        spectrum, rows = jacobian_eigenpairs(gathered)
         m, scale = jacobian.shape[0], float(spectrum[0])
         wanted = torch.tensor(self.settings.wanted, device=jacobian.device)
         values, vectors = spectrum[wanted], rows[wanted].to(self.dtype)

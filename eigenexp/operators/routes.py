@@ -44,6 +44,7 @@ from eigenexp.operators.probing import (
     respond,
     summary,
     undisturbed,
+    with_gradients,
 )
 from eigenexp.operators.recomputing import recomputing
 from eigenexp.operators.tape import record
@@ -336,7 +337,11 @@ def _untaped(name: str, model: Model, lin: Linearization, push: Product) -> Rout
 
 
 def _kept_graph(model: Model, lin: Linearization) -> Route:
-    return _untaped("double-backward", model, lin, _double_backward(lin))
+    route = _untaped("double-backward", model, lin, _double_backward(lin))
+    device = lin.response.device
+    # The model itself never runs again: there is no state of its to put back after each product,
+    # which would take as long as a product of a small model.
+    return replace(route, running=lambda: with_gradients(device))
 
 
 def _forward_mode(model: Model, lin: Linearization) -> Route:
