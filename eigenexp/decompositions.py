@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eigenexp.early_products import EarlyProducts
 from eigenexp.eigensolvers import RandomizedSVD
 from eigenexp.eigensolvers.dense_decomposition import jacobian_eigenpairs, perturbation_bounds
 from eigenexp.errors import ProductError
@@ -16,10 +15,7 @@ from eigenexp.operators import FisherOperator
 from eigenexp.orthogonal_iteration import RitzPairs
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 
-__all__ = ["Sketch", "assemble", "exact_spectrum", "randomized_spectrum", "residual_status",
-           "sketch_products"]  # fmt: skip
-
-CHECKS = 10  # fresh random vectors that estimate what a sketch misses
+__all__ = ["Sketch", "assemble", "exact_spectrum", "randomized_spectrum", "residual_status"]
 
 
 def exact_spectrum(jacobian: Tensor, image_shape: tuple[int, ...], tol: float) -> Spectrum:
@@ -61,13 +57,8 @@ class Sketch:
     error: float
 
 
-def sketch_products(k: int, p: int, q: int) -> int:
-    """Return the products that :func:`randomized_spectrum` takes, its estimate included."""
-    return (k + p) * (q + 2) + CHECKS
-
-
 def randomized_spectrum(
-    operator: FisherOperator | EarlyProducts, k: int, p: int, q: int, seed: int, tol: float
+    operator: FisherOperator, k: int, p: int, q: int, seed: int, tol: float
 ) -> Sketch:
     """Return the top ``k`` pairs from ``k + p`` random vectors multiplied ``q + 1`` times by F.
 
@@ -79,7 +70,6 @@ def randomized_spectrum(
         k=k,
         oversampling=p,
         power_iterations=q,
-        verification_products=CHECKS,
         tol=tol,
         seed=seed,
         rank_bound=operator.rank_bound,

@@ -18,15 +18,15 @@ from eigenexp.operators import FisherOperator
 
 __all__ = ["EarlyProducts", "early_products"]
 
-# Measured on plenoptic's models and small networks, 16² to 256²: how many products by the graph,
-# followed by the recording, take less time than twice as many by the graph.
-SMALL, LARGE = 2**12, 2**14  # values of the picture
-FEW, SOME, MANY = 8, 16, 36  # products by the graph
-LONG = 200  # products planned from which the tape is nearly sure to be wanted
+# Measured on plenoptic's models and small networks, 16² to 256²: with so many products by the graph
+# before the recording, neither a short nor a long call takes longer than plenoptic's.
+SHORT, LONG = 16, 8
+LONG_CALL = 200  # products planned from which the tape is nearly sure to be wanted
+SMALL_PICTURE, LARGE_PICTURE = 2**12, 2**14  # values
 
 
 class EarlyProducts:
-    """F of one call: at most ``limit`` products of ``graph``, all others of ``tape()``."""
+    """F of one call: at most ``limit`` products of ``graph``, all later ones of ``tape()``."""
 
     def __init__(
         self, graph: FisherOperator, tape: Callable[[], FisherOperator], limit: int
@@ -64,9 +64,9 @@ def early_products(
         Returns the operator that is worth recording.
     """
     n = image.numel()
-    if n > LARGE:
+    if n > LARGE_PICTURE:
         return tape()
-    limit = FEW if planned > LONG else SOME if n > SMALL else MANY
+    limit = SHORT if planned <= LONG_CALL and n <= SMALL_PICTURE else LONG
     try:
         graph = FisherOperator(model, image, route="double-backward")
     except (ModelError, torch.OutOfMemoryError):

@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from eigenexp import synthesis_files
-from eigenexp.decompositions import (
-    assemble,
-    exact_spectrum,
-    randomized_spectrum,
-    sketch_products,
-)
+from eigenexp.decompositions import assemble, exact_spectrum, randomized_spectrum
 from eigenexp.eigensolvers import Progress, make_solver, multiply
 from eigenexp.errors import InputError, InputTypeError
 from eigenexp.orthogonal_iteration import End, OrthogonalIteration, Products, RitzPairs
@@ -229,7 +224,7 @@ class Eigendistortion(Synthesis):
     ) -> None:
         if which not in (None, "top"):
             raise InputError(f"which: expected 'top' for randomized_svd, got {which!r}")
-        sketch = randomized_spectrum(self._products(sketch_products(k, p, q)), k, p, q, seed, tol)
+        sketch = randomized_spectrum(self.operator, k, p, q, seed, tol)
         self._keep(sketch.spectrum)
         worst = float(sketch.spectrum.residuals.max())
         warnings.warn(

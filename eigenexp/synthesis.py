@@ -21,6 +21,8 @@ from eigenexp.validation import check_model, validate_image
 
 __all__ = ["Synthesis"]
 
+FEW_RESPONSES = 16  # so many rows of J are sooner computed than a tape is recorded
+
 
 class Synthesis:
     """A picture, a model, and the eigenpairs found for them so far.
@@ -30,7 +32,7 @@ class Synthesis:
 
     def __init__(self, image: Tensor, model: Callable[[Tensor], Any]) -> None:
         validate_image(image, no_batch=True)
-        check_model(model, image)
+        self._num_responses = check_model(model, image)
         self._image = image.detach().clone(memory_format=torch.contiguous_format)
         self._model = model
         self._jacobian: Tensor | None = None
@@ -94,11 +96,13 @@ class Synthesis:
     def operator(self) -> FisherOperator:
         """F at the picture; linearised when first needed."""
         if self._operator is None:
-            self._operator = _linearise(self._model, self._image)
+            self._operator = _linearise(self._model, self._image, self._num_responses)
         return self._operator
 
     def _products(self, planned: int) -> EarlyProducts | FisherOperator:
         """F for a call that plans so many products."""
+        if self._num_responses <= FEW_RESPONSES:
+            return self.operator
         return early_products(self._model, self._image, planned, lambda: self.operator)
 
     @property
@@ -270,10 +274,13 @@ class Synthesis:
         synthesis_checks.adopt(self, content)
 
 
-def _linearise(model: Callable[[Tensor], Any], image: Tensor) -> FisherOperator:
+def _linearise(
+    model: Callable[[Tensor], Any], image: Tensor, num_responses: int
+) -> FisherOperator:
     """Return F; a zero one is an answer here (every eigenvalue is 0), said in a warning."""
+    route = "rows" if num_responses <= FEW_RESPONSES else "auto"
     try:
-        return FisherOperator(model, image)
+        return FisherOperator(model, image, route=route)
     except ModelError:
         operator = FisherOperator(model, image, check=False)
         m, n = operator.jacobian.shape

@@ -135,8 +135,8 @@ def validate_model(
     check_model(model, noise)
 
 
-def check_model(model: Callable[[Tensor], Any], image: Tensor) -> None:
-    """Do the checks of :func:`validate_model` at ``image``."""
+def check_model(model: Callable[[Tensor], Any], image: Tensor) -> int:
+    """Do the checks of :func:`validate_model` at ``image``; return the number of responses."""
     with undisturbed(model, image.device):
         fixed = image.detach().clone()
         if any(part.requires_grad for part in _tensors(_call(model, fixed))):
@@ -177,6 +177,7 @@ def check_model(model: Callable[[Tensor], Any], image: Tensor) -> None:
             "call model.eval()",
             stacklevel=_OUTSIDE,
         )
+    return sum(part.numel() * (2 if part.is_complex() else 1) for part in parts)
 
 
 _OUTSIDE = 3  # the caller of the public function

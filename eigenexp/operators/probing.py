@@ -24,7 +24,6 @@ __all__ = [
     "respond",
     "summary",
     "undisturbed",
-    "with_gradients",
 ]
 
 Model = Callable[[Tensor], Any]
@@ -74,18 +73,13 @@ def undisturbed(model: Model, device: torch.device) -> Iterator[None]:
     model. Random states, and what the model changes in its own buffers, are put back. Attention
     takes its mathematical kernel: the fused ones have no second derivative.
     """
-    with with_gradients(device), _random_states(device), _module_state(model):
-        yield
-
-
-@contextlib.contextmanager
-def with_gradients(device: torch.device) -> Iterator[None]:
-    """Record gradients in here, whatever mode the caller is in; attention by the math kernel."""
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
+        _random_states(device),
+        _module_state(model),
     ):
         yield
 

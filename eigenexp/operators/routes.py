@@ -44,7 +44,6 @@ from eigenexp.operators.probing import (
     respond,
     summary,
     undisturbed,
-    with_gradients,
 )
 from eigenexp.operators.recomputing import recomputing
 from eigenexp.operators.tape import record
@@ -253,15 +252,22 @@ class _Probe:
 def _plain(device: torch.device) -> AbstractContextManager[object]:
     """Arithmetic without gradients, whatever mode the caller is in."""
     if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
-        return _sheltered(device)
+        return _sheltered(device, gradients=False)
     return torch.no_grad()
 
 
+def _recording(device: torch.device) -> AbstractContextManager[object]:
+    """Arithmetic that gradients are recorded of, whatever mode the caller is in."""
+    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
+        return _sheltered(device, gradients=True)
+    return torch.enable_grad()
+
+
 @contextlib.contextmanager
-def _sheltered(device: torch.device) -> Iterator[None]:
+def _sheltered(device: torch.device, *, gradients: bool) -> Iterator[None]:
     with (
         torch.inference_mode(False),
-        torch.no_grad(),
+        torch.set_grad_enabled(gradients),
         torch.autocast(device.type, enabled=False),
     ):
         yield
@@ -341,7 +347,7 @@ def _kept_graph(model: Model, lin: Linearization) -> Route:
     device = lin.response.device
     # The model itself never runs again: there is no state of its to put back after each product,
     # which would take as long as a product of a small model.
-    return replace(route, running=lambda: with_gradients(device))
+    return replace(route, running=lambda: _recording(device))
 
 
 def _forward_mode(model: Model, lin: Linearization) -> Route:
