@@ -1,4 +1,17 @@
-"""Orthogonal (block power) iteration with plenoptic's stop rule, one product an iteration."""
+"""Orthogonal (block power) iteration as plenoptic does it, with one product an iteration.
+
+:class:`eigenexp.eigensolvers.Power`, which the other doors run, is another schedule of the same
+iteration, and neither can be had by settings of the other. Power is made to end with a proof: both
+ends take turns in one block, guard columns are iterated beside the wanted ones, the shift follows
+the estimate of λmax, and it stops on residuals and then searches for missed pairs. The documented
+contract of ``method="power"`` here is: ``max_iter`` iterations of exactly ``k`` columns, first at
+the top until its eigenvalues stand still to ``stop_criterion``, then at the bottom with the shift
+so found, each end measured by the change of its eigenvalues from one iteration to the next. With
+guard columns that change, and with it the number of iterations, would be another; with residuals
+as the stop rule ``stop_criterion`` would mean nothing. What both converge to is the same, from the
+same operator and with the same Rayleigh-Ritz step
+(:mod:`eigenexp.eigensolvers.rayleigh_ritz`); a test holds them to it.
+"""
 
 from __future__ import annotations
 

@@ -177,7 +177,8 @@ class Synthesis:
         *args, **kwargs
             As for :meth:`torch.Tensor.to`: a device, a floating dtype, both, or a tensor to match.
             Integer tensors keep their dtype. The next ``synthesize`` runs there, and goes on where
-            the last one stopped.
+            the last one stopped; after a cast the search of ``lanczos``, ``davidson`` and ``auto``
+            begins anew, from the vectors found where the method takes several.
 
         Raises
         ------
@@ -264,8 +265,9 @@ class Synthesis:
         """
         if self._eigenindex is not None:
             raise InputError(
-                f"load: expected a {type(self).__name__} not synthesized yet, got one with "
-                f"{len(self._eigenindex)} pairs; make a new one and load into that"
+                "load can only be called with a just-initialized object: expected a "
+                f"{type(self).__name__} not synthesized yet, got one with {len(self._eigenindex)} "
+                "pairs; make a new one and load into that"
             )
         content = synthesis_files.read(file_path, map_location, pickle_load_args)
         synthesis_checks.check(
@@ -274,9 +276,7 @@ class Synthesis:
         synthesis_checks.adopt(self, content)
 
 
-def _linearise(
-    model: Callable[[Tensor], Any], image: Tensor, num_responses: int
-) -> FisherOperator:
+def _linearise(model: Callable[[Tensor], Any], image: Tensor, num_responses: int) -> FisherOperator:
     """Return F; a zero one is an answer here (every eigenvalue is 0), said in a warning."""
     route = "rows" if num_responses <= FEW_RESPONSES else "auto"
     try:

@@ -43,16 +43,21 @@ def check(eig: Synthesis, content: Content, strict: bool, atol: float, rtol: flo
     if content.name != own and not (
         own == "eigenexp.Eigendistortion" and content.name in PLENOPTIC_NAMES
     ):
-        fail(f"load: expected a saved {own}, got a saved {content.name}")
+        fail(
+            f"Saved object was a {content.name}, but initialized object is another: expected a "
+            f"saved {own}"
+        )
     present, saved = added_attributes(eig), content.extras
-    for names, where in ((present.keys() - saved.keys(), "the saved"),
-                         (saved.keys() - present.keys(), "this")):  # fmt: skip
+    for names, holder, other in (
+        (present.keys() - saved.keys(), "Initialized", "saved"),
+        (saved.keys() - present.keys(), "Saved", "initialized"),
+    ):
         if names:
             fail(
-                f"load: expected the same attributes in both objects, got {len(names)} that "
-                f"{where} object lacks: {', '.join(sorted(names))}"
+                f"{holder} object has {len(names)} attribute(s) not present in the {other} one: "
+                f"expected the same in both, got also {', '.join(sorted(names))}"
             )
-    differing = _difference("image", content.image, eig.image, atol, rtol)
+    differing = _difference("attribute image", content.image, eig.image, atol, rtol)
     if differing:
         fail(differing)
     try:
@@ -65,30 +70,35 @@ def check(eig: Synthesis, content: Content, strict: bool, atol: float, rtol: flo
         ) from error
     if not isinstance(output, Tensor):
         output = flat_response(output)
-    differing = _difference("model response", content.model_output, output, atol, rtol)
+    differing = _difference("model output", content.model_output, output, atol, rtol)
     if differing:
         fail(differing)
     name = object_name(eig.model)
     if (content.model_name or "").split(".")[-1] != (name or "").split(".")[-1]:
-        fail(f"load: expected a model named {content.model_name}, as saved, got {name}")
+        fail(
+            f"Saved and initialized model have different names: expected {content.model_name}, as "
+            f"saved, got {name}"
+        )
 
 
 def _difference(what: str, saved: Tensor, own: Tensor, atol: float, rtol: float) -> str | None:
     """Say how two tensors differ; a device or dtype that differs raises."""
-    same = f"load: expected the same {what} as saved"
+    differ = f"Saved and initialized {what} have different"
     if saved.device != own.device:
         raise CheckpointError(
-            f"{same}, got device {own.device} for {saved.device}; pass map_location='{own.device}'"
+            f"{differ} device: expected {saved.device}, as saved, got {own.device}; pass "
+            f"map_location='{own.device}'"
         )
     if saved.shape != own.shape and not saved.numel() == own.numel() == 1:
-        return f"{same}, got shape {tuple(own.shape)} for {tuple(saved.shape)}"
+        return f"{differ} shape: expected {tuple(saved.shape)}, as saved, got {tuple(own.shape)}"
     if saved.dtype != own.dtype:
         raise CheckpointError(
-            f"{same}, got {own.dtype} for {saved.dtype}; call .to({saved.dtype}) first"
+            f"{differ} dtype: expected {saved.dtype}, as saved, got {own.dtype}; call "
+            f".to({saved.dtype}) first"
         )
     if not torch.allclose(saved.reshape(own.shape), own, rtol=rtol, atol=atol):
         largest = float((saved.reshape(own.shape) - own).abs().max())
-        return f"{same}, got values that differ by up to {largest:.3g}"
+        return f"{differ} values: expected those saved, got some that differ by {largest:.3g}"
     return None
 
 

@@ -32,7 +32,15 @@ RESULTS = ("_jacobian", "_eigendistortions", "_eigenvalues", "_eigenindex")
 KEYS = ("_loaded", "_image_shape", "_image_flat", "_image", "_representation_flat", *RESULTS,
         "_model")  # fmt: skip
 # Attributes of the object that no file holds under their own name.
-PRIVATE = ("_num_responses", "_spectrum", "_operator", "_graph", "_solver", "_solver_kind", "_solver_state")
+PRIVATE = (
+    "_num_responses",
+    "_spectrum",
+    "_operator",
+    "_graph",
+    "_solver",
+    "_solver_kind",
+    "_solver_state",
+)
 PLENOPTIC_NAMES = (
     "plenoptic.Eigendistortion",
     "plenoptic.synthesize.Eigendistortion",

@@ -169,7 +169,7 @@ def plot_distortion(
 
 def eigendistortion_imshow_all(
     eigendistortion: Synthesized,
-    eigenindex: int | Sequence[int] = (0, -1),
+    eigenindex: int | Sequence[int] | None = None,
     channel_idx: int | None = None,
     distortion_scale: float | Sequence[float] = 5.0,
     process_image: Callable[[Tensor], Tensor] | None = None,
@@ -188,8 +188,9 @@ def eigendistortion_imshow_all(
     eigendistortion
         A synthesized ``Eigendistortion``.
     eigenindex
-        Which of its eigendistortions, as places in ``eigendistortions`` (negative from the end).
-        The titles give the index in the whole spectrum.
+        Which of its eigendistortions, by their index in the whole spectrum: 0 is the largest, −1
+        (or n − 1) the smallest. By default the first and the last that were found: 0 and −1, or
+        after ``randomized_svd``, which finds no small ones, 0 and k − 1.
     channel_idx
         Show this channel alone, in gray; by default three channels are shown in colour, and any
         number but one and three as a mosaic.
@@ -216,21 +217,15 @@ def eigendistortion_imshow_all(
     Raises
     ------
     InputError
-        When nothing is synthesized yet, an index does not exist, or lengths differ.
+        When nothing is synthesized yet, an index was not found, or lengths differ.
     """
     vectors, values = eigendistortion.eigendistortions, eigendistortion.eigenvalues
     index = eigendistortion.eigenindex
     if vectors is None or values is None or index is None:
         raise InputError("eigendistortion: expected a synthesized one; call synthesize() first")
-    chosen = [eigenindex] if isinstance(eigenindex, int) else list(eigenindex)
     image = eigendistortion.image.detach()
+    chosen = _found_places(index.tolist(), eigenindex, image.numel())
     scales = _scales(distortion_scale, len(chosen), image.numel(), Range(0.0, 1.0))
-    for i in chosen:
-        if not -len(vectors) <= i < len(vectors):
-            raise InputError(
-                f"eigenindex: expected {-len(vectors)} to {len(vectors) - 1} for {len(vectors)} "
-                f"eigendistortions, got {i}"
-            )
     word = "picture" if process_image is None else "processed picture"
     process = process_image or (lambda x: x)
     picture = to_float(process(image))
@@ -263,6 +258,24 @@ def eigendistortion_imshow_all(
 
 def _default_pairs(k: int) -> list[int]:
     return list(range(k)) if k <= 10 else [*range(5), *range(k - 5, k)]
+
+
+def _found_places(found: list[int], wanted: int | Sequence[int] | None, n: int) -> list[int]:
+    """Return where the wanted indices of the whole spectrum (negative from its end) are held."""
+    if wanted is None:
+        return list(dict.fromkeys([0, len(found) - 1]))
+    listed = wanted.tolist() if isinstance(wanted, Tensor) else wanted
+    places = []
+    for i in [listed] if isinstance(listed, int) else listed:
+        place = int(i) + n if i < 0 else int(i)
+        if place not in found:
+            held = ", ".join(str(j) for j in found[:10]) + (", ..." if len(found) > 10 else "")
+            raise InputError(
+                f"eigenindex: expected indices in the whole spectrum that were found ({held}; n = "
+                f"{n}), got {int(i)}; synthesize it first"
+            )
+        places.append(found.index(place))
+    return places
 
 
 def _scales(scale: float | Sequence[float] | None, count: int, n: int, shown: Range) -> list[float]:

@@ -37,6 +37,29 @@ def test_every_number_is_that_of_the_bare_engine(method):
     assert eig.spectrum.num_products == bare.num_products
 
 
+@pytest.mark.filterwarnings("ignore:randomized SVD is an approximation")
+@pytest.mark.parametrize("method", ["power", "exact", "randomized_svd"])
+def test_the_methods_of_plenoptic_give_the_numbers_of_the_bare_engine(method):
+    image = picture(1, 1, 5, 6, dtype=torch.float32)
+    model = Smooth(dtype=torch.float32)
+    eig = Eigendistortion(image, model)
+    eig.synthesize(method, k=2, max_iter=5000, stop_criterion=1e-10, q=300, which="top")
+    operator = eigenexp.FisherOperator(model, image)
+    options = {"power_iterations": 300} if method == "randomized_svd" else {}
+    bare = eigenexp.solve(operator, method, k=2, which="top", tol=1e-6, **options)
+    top = float(bare.eigenvalues[0])
+    assert torch.allclose(eig.eigenvalues.double(), bare.eigenvalues, rtol=0, atol=1e-6 * top)
+    overlap = eig.eigendistortions.flatten(1).double() @ bare.eigenvectors.flatten(1).double().T
+    assert torch.allclose(overlap.abs(), torch.eye(2).double(), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ADDED)
+def test_results_have_the_precision_of_the_picture(method):
+    eig = Eigendistortion(picture(1, 1, 6, 6, dtype=torch.float32), Smooth(dtype=torch.float32))
+    eig.synthesize(method)
+    assert eig.eigenvalues.dtype == eig.eigendistortions.dtype == torch.float32
+
+
 def test_a_short_budget_warns_and_the_next_call_goes_on_also_after_a_load(tmp_path):
     image = picture(1, 1, 8, 8)
     whole, eig = Eigendistortion(image, Smooth()), Eigendistortion(image, Smooth())

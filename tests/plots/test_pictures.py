@@ -254,11 +254,25 @@ def test_imshow_all_processing_channels_and_errors(gray):
 
 def test_imshow_all_after_top_only_results():
     image = torch.rand(1, 3, 4, 4)
-    eig = Synthesized(image, torch.eye(48)[:1].reshape(1, 3, 4, 4), [0])
-    figure = eigendistortion_imshow_all(eig)
-    assert [ax.get_title().split("\n")[0] for ax in figure.axes[1:3]] == ["eigendistortion 0"] * 2
+    eig = Synthesized(image, torch.eye(48)[:3].reshape(3, 3, 4, 4), [0, 1, 2])
+    titles = [ax.get_title().split("\n")[0] for ax in eigendistortion_imshow_all(eig).axes[1:3]]
+    assert titles == ["eigendistortion 0", "eigendistortion 2"]
+    with pytest.raises(InputError, match=r"were found \(0, 1, 2; n = 48\), got -1"):
+        eigendistortion_imshow_all(eig, [0, -1])
+    single = Synthesized(image, torch.eye(48)[:1].reshape(1, 3, 4, 4), [0])
+    assert len(eigendistortion_imshow_all(single).axes) == 3
     one = eigendistortion_imshow_all(eig, 0, channel_idx=2)
     assert one.axes[0].images[0].get_array().shape == (4, 4)
+
+
+def test_imshow_all_takes_indices_of_the_whole_spectrum(gray):
+    image, spectrum = gray
+    eig = Synthesized(image, spectrum.eigenvectors, [0, 15])
+    for wanted in (15, -1, [15], torch.tensor([15]), eig.eigenindex[-1]):
+        top = eigendistortion_imshow_all(eig, wanted).axes[1]
+        assert top.get_title() == "eigendistortion 15\nλ = 0.25"
+    with pytest.raises(InputError, match="got 1"):
+        eigendistortion_imshow_all(eig, 1)
 
 
 def test_figures_leave_pyplot_alone():
