@@ -21,6 +21,7 @@ __all__ = ["EarlyProducts", "early_products"]
 # Measured on plenoptic's models and small networks, 16² to 256²: with so many products by the graph
 # before the recording, neither a short nor a long call takes longer than plenoptic's.
 SHORT, LONG = 16, 8
+SHORT_CALL = 32  # products planned up to which no tape is recorded
 LONG_CALL = 200  # products planned from which the tape is nearly sure to be wanted
 SMALL_PICTURE, LARGE_PICTURE = 2**12, 2**14  # values
 
@@ -66,7 +67,11 @@ def early_products(
     n = image.numel()
     if n > LARGE_PICTURE:
         return tape()
-    limit = SHORT if planned <= LONG_CALL and n <= SMALL_PICTURE else LONG
+    limit = SHORT if planned <= LONG_CALL else LONG
+    if n > SMALL_PICTURE:
+        limit = LONG
+    elif planned <= SHORT_CALL:
+        limit = planned
     try:
         graph = FisherOperator(model, image, route="double-backward")
     except (ModelError, torch.OutOfMemoryError):

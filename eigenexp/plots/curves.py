@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["convergence_figure", "sensitivity", "sensitivity_figure", "spectrum_figure"]
+
+LOWEST_RESIDUAL = 1e-16
 
 STATUS_STYLE: dict[PairStatus, tuple[str, dict[str, Any]]] = {
     PairStatus.CONVERGED: ("converged", {"marker": "o", "color": "C0"}),
@@ -96,6 +99,9 @@ def convergence_figure(
 ) -> Figure:
     """Show the residual of every wanted pair over the products spent, and the tolerance.
 
+    The axis ends at 1e-16: what lies below is an estimate that no product of that precision bears
+    out.
+
     Parameters
     ----------
     history
@@ -133,12 +139,16 @@ def convergence_figure(
                 f"got {len(values)}"
             )
     figure, ax = _axes(ax)
+    lowest = 1.0
     for label, values in curves.items():
         seen = np.isfinite(values) & (values > 0)
+        lowest = min(lowest, *values[seen]) if seen.any() else lowest
         ax.plot(products[seen], values[seen], marker=".", markersize=3, linewidth=1, label=label)
     if history.get("tol") is not None:
         ax.axhline(float(history["tol"]), color="0.3", linestyle="--", linewidth=1, label="tol")
     ax.set_yscale("log")
+    if lowest < LOWEST_RESIDUAL:
+        ax.set_ylim(bottom=LOWEST_RESIDUAL)
     ax.set_xlabel("products F·v")
     ax.set_ylabel("‖Fv − θv‖ / λmax")
     if curves:
@@ -225,6 +235,9 @@ def sensitivity_figure(
 ) -> Figure:
     """Show ‖f(x + αe) − f(x)‖ (dots) beside its prediction α√λ (line) for some distortions.
 
+    Where dots come near it, a dotted line marks the rounding of the response, eps·‖f(x)‖: below it
+    nothing can be seen; a float64 picture and model see further.
+
     Parameters
     ----------
     model, image
@@ -255,14 +268,21 @@ def sensitivity_figure(
         raise InputError("alphas: expected positive distances (both axes are logarithmic)")
     figure, ax = _axes(ax)
     chosen = list(dict.fromkeys(i % len(spectrum) if -len(spectrum) <= i < 0 else i for i in pairs))
+    with torch.no_grad():
+        response = _flat_response(model(image.detach()))
+    floor = torch.finfo(image.dtype).eps * float(torch.linalg.vector_norm(response))
+    lowest = math.inf
     for color, i in enumerate(chosen):
         moved = to_float(sensitivity(model, image, select(spectrum, i), distances.tolist()))
         value = max(float(spectrum.eigenvalues[i]), 0.0)
         label = f"index {int(spectrum.eigenindex[i])}, λ = {value:.3g}"
         seen = moved > 0
+        lowest = min(lowest, *moved[seen]) if seen.any() else 0.0
         ax.plot(distances[seen], moved[seen], "o", markersize=4, color=f"C{color}", label=label)
         if value > 0:
             ax.plot(distances, distances * value**0.5, color=f"C{color}", linewidth=1)
+    if lowest < 10 * floor:
+        ax.axhline(floor, color="0.5", linestyle=":", linewidth=1, label="rounding of f(x)")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("α, 2-norm of the distortion")

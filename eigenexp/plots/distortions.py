@@ -169,7 +169,7 @@ def plot_distortion(
 
 def eigendistortion_imshow_all(
     eigendistortion: Synthesized,
-    eigenindex: int | Sequence[int] | None = None,
+    eigenindex: int | Sequence[int] | Tensor | None = None,
     channel_idx: int | None = None,
     distortion_scale: float | Sequence[float] = 5.0,
     process_image: Callable[[Tensor], Tensor] | None = None,
@@ -242,6 +242,8 @@ def eigendistortion_imshow_all(
             shown = show_array(to_float(vector), channel_idx)
             largest = peak(shown[np.isfinite(shown)])
             _draw(upper, shown, Range(-largest, largest), label)
+            if shown.ndim > 1:
+                upper.set_xlabel(f"±{largest:.2g}", fontsize="small")
         else:
             shown = show_array(to_float(process_distortion(vector)), channel_idx)
             _draw(upper, shown, picture_range(shown), f"processed {label}")
@@ -260,11 +262,13 @@ def _default_pairs(k: int) -> list[int]:
     return list(range(k)) if k <= 10 else [*range(5), *range(k - 5, k)]
 
 
-def _found_places(found: list[int], wanted: int | Sequence[int] | None, n: int) -> list[int]:
+def _found_places(
+    found: list[int], wanted: int | Sequence[int] | Tensor | None, n: int
+) -> list[int]:
     """Return where the wanted indices of the whole spectrum (negative from its end) are held."""
     if wanted is None:
         return list(dict.fromkeys([0, len(found) - 1]))
-    listed = wanted.tolist() if isinstance(wanted, Tensor) else wanted
+    listed: Any = wanted.tolist() if isinstance(wanted, Tensor) else wanted
     places = []
     for i in [listed] if isinstance(listed, int) else listed:
         place = int(i) + n if i < 0 else int(i)
@@ -335,7 +339,8 @@ def _panels(
         return figure, given
     from matplotlib.figure import Figure
 
-    columns, bands = min(count, MOST_COLUMNS), math.ceil(count / MOST_COLUMNS)
+    bands = math.ceil(count / MOST_COLUMNS)
+    columns = math.ceil(count / bands)
     width, height = (zoom * side for side in _size(show_array(picture, channel)))
     size = ((columns + 1) * (width + 0.15), bands * 2 * (height + 0.55) + 0.5)
     figure = Figure(figsize=size, layout="constrained")

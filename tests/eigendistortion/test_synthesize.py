@@ -5,6 +5,7 @@ import torch
 from models import Matrix, Smooth, diagonal, oracle, picture, random_matrix
 
 from eigenexp import Eigendistortion, PairStatus
+from eigenexp.operators import FisherOperator
 
 
 def solved(values, **settings):
@@ -235,3 +236,50 @@ def test_a_single_number_as_response():
     assert eig.jacobian.shape == (1, 12)
     assert eig.eigenvalues[0] == pytest.approx(float((2 * image).square().sum()))
     assert (eig.eigenvalues[1:] == 0).all()
+
+
+def routes_taken(monkeypatch, **settings):
+    """Routes of the operators multiplied with, and the products with each, in order."""
+    taken = []
+    apply = FisherOperator.apply
+
+    def noting(self, block):
+        taken.extend([self.route] * block.shape[1])
+        return apply(self, block)
+
+    monkeypatch.setattr(FisherOperator, "apply", noting)
+    eig = Eigendistortion(picture(1, 1, 6, 6), Smooth())
+    eig.synthesize(stop_criterion=0.0, tol=10.0, **settings)
+    return eig, taken
+
+
+@pytest.mark.filterwarnings("ignore:.*not converged")
+def test_short_calls_record_no_tape_and_long_ones_soon(monkeypatch):
+    eig, taken = routes_taken(monkeypatch, max_iter=4, k=2, which="top")
+    assert taken == ["double-backward"] * 8
+    truth, _, _ = oracle(Smooth(), picture(1, 1, 6, 6))
+    assert eig.eigenvalues[0] == pytest.approx(float(truth[0]), rel=0.2)
+    _, taken = routes_taken(monkeypatch, max_iter=40, which="top")
+    assert taken[:40] == ["double-backward"] * 16 + ["traced"] * 24
+
+
+def test_few_responses_are_taken_by_rows():
+    image = picture(1, 1, 5, 6)
+    matrix = random_matrix(7, 30)
+    eig = Eigendistortion(image, Matrix(matrix).eval())
+    eig.synthesize(stop_criterion=1e-12, which="top", max_iter=3000)
+    assert eig.operator.route == "rows"
+    truth = torch.linalg.matrix_norm(matrix, 2) ** 2
+    assert float(eig.eigenvalues[0]) == pytest.approx(float(truth), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_reads_a_diagonal_fisher_off_with_dead_pixels(dtype):
+    image = picture(1, 1, 4, 4, dtype=dtype) - 0.5
+    with pytest.warns(UserWarning, match=r"in \[0, 1\]"):
+        eig = Eigendistortion(image, lambda x: torch.relu(x) ** 2)
+    eig.synthesize("exact")
+    truth = (2 * image.clamp(min=0)).square().reshape(-1).sort(descending=True).values
+    assert torch.allclose(eig.eigenvalues, truth)
+    vectors = eig.eigendistortions.reshape(16, 16)
+    assert torch.equal(vectors @ vectors.T, torch.eye(16, dtype=dtype))

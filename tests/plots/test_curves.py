@@ -138,3 +138,25 @@ def test_sensitivity_figure_puts_dots_on_the_line_of_a_linear_model():
         sensitivity_figure(lambda x: x, image, spectrum, [0.0])
     with pytest.raises(InputError, match="pair: expected"):
         sensitivity_figure(lambda x: x, image, spectrum, pairs=[5])
+
+
+def test_estimates_below_any_precision_leave_the_axes():
+    history = {"products": [1, 2, 3], "residuals": [[1e-2], [1e-31], [1e-7]], "tol": 1e-4}
+    assert convergence_figure(history).axes[0].get_ylim()[0] == 1e-16
+    history["residuals"][1] = [1e-8]
+    assert 1e-16 < convergence_figure(history).axes[0].get_ylim()[0] < 1e-8
+
+
+def test_sensitivity_marks_the_rounding_of_the_response():
+    image = torch.linspace(0.1, 0.9, 100).reshape(1, 1, 10, 10)
+    spectrum = spectrum_of([1.0, 1e-14], [0, 99])
+
+    def model(x):
+        return x * torch.tensor([1.0] * 99 + [1e-7]).reshape(x.shape)
+
+    lines = sensitivity_figure(model, image, spectrum, [1e-4, 1e-2, 1.0]).axes[0].lines
+    floor = next(line for line in lines if line.get_label() == "rounding of f(x)")
+    expected = torch.finfo(torch.float32).eps * float(model(image).norm())
+    assert floor.get_ydata()[0] == pytest.approx(expected, rel=1e-5)
+    above = sensitivity_figure(model, image, spectrum, [0.1, 1.0], pairs=[0]).axes[0].lines
+    assert "rounding of f(x)" not in [line.get_label() for line in above]
