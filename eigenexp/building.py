@@ -37,6 +37,7 @@ __all__ = [
     "build_picture",
     "build_trainer",
     "check_trusted",
+    "operator_options",
 ]
 
 TRUSTED_PACKAGES = (
@@ -204,8 +205,14 @@ def _locate(target: str) -> Any:
     )
 
 
-def build_module(config: Mapping[str, Any], model: Any, picture: Picture) -> EigendistortionModule:
-    """Return the Lightning module with the configured solver."""
+def operator_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the operator as its classes take them.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such precision.
+    """
     # A run saved before there was this group has the defaults.
     options = dict(config.get("operator") or {})
     name = options.get("model_dtype")
@@ -216,13 +223,22 @@ def build_module(config: Mapping[str, Any], model: Any, picture: Picture) -> Eig
                 f"{name!r}"
             )
         options["model_dtype"] = MODEL_DTYPES[name]
+    return options
+
+
+def build_module(config: Mapping[str, Any], model: Any, picture: Picture) -> EigendistortionModule:
+    """Return the Lightning module with the configured solver."""
+    options = operator_options(config)
     module: EigendistortionModule
     if _wants_mean(config):
         many = {k: v for k, v in config["image"].items() if k not in ("path", "source")}
-        if set(options.values()) - {"auto", None, False}:
-            raise ConfigError("operator: expected its defaults for a mean of pictures, got others")
-        path = config["image"]["path"]
-        module = AverageModule(model, path, image_options=many, **config["solver"])
+        module = AverageModule(
+            model,
+            config["image"]["path"],
+            image_options=many,
+            operator_options=options,
+            **config["solver"],
+        )
     else:
         module = EigendistortionModule(
             model,

@@ -45,13 +45,37 @@ from eigenexp.ranks import gather_columns, mean_of_ranks, together
 from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import Spectrum
 
-__all__ = ["PRECISIONS", "EigendistortionModule", "ProbeSteps", "SolverOptimizer"]
+__all__ = [
+    "PRECISIONS",
+    "EigendistortionModule",
+    "ProbeSteps",
+    "SolverOptimizer",
+    "operator_settings",
+]
 
 RESUME_ADVICE = "go on from the last checkpoint"
 ModuleOperator = FisherOperator | AverageFisherOperator
 # Lightning sets the first up to forty times a step.
 _SET_EACH_STEP = frozenset({"_current_fx_name", "_width", "_gathered", "_products", "_responses"})
 PRECISIONS = ("32-true", "64-true", "32", "64")
+_OPERATOR_OPTIONS = ("route", "chunk_size", "recompute", "compile", "model_dtype")
+
+
+def operator_settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return an operator's options, all of them known ones.
+
+    Raises
+    ------
+    InputError
+        When there is no such option.
+    """
+    chosen = dict(options or {})
+    unknown = sorted(set(chosen) - set(_OPERATOR_OPTIONS))
+    if unknown:
+        raise InputError(
+            f"operator_options: expected {', '.join(_OPERATOR_OPTIONS)}, got {unknown[0]!r}"
+        )
+    return chosen
 
 
 class ProbeSteps:
@@ -208,7 +232,7 @@ class EigendistortionModule(L.LightningModule):
         # The callback that logs convergence sets this; without it the module logs for itself.
         self.logged_by_callback = False
         self.probe = nn.Parameter(torch.empty(0))
-        self._operator_options = {"route": route, **(operator_options or {})}
+        self._operator_options = operator_settings({"route": route, **(operator_options or {})})
         self._operator: ModuleOperator | None = None
         self._solver: Eigensolver | None = None
         self._responses: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class AverageFisherOperator(Fisher):
         which costs about six forward passes and no memory. ``None`` for all.
     route, check
         As for :class:`FisherOperator`; the check is made at each picture's first use.
+    options
+        ``chunk_size``, ``recompute``, ``compile``, ``model_dtype`` of :class:`FisherOperator`.
 
     Attributes
     ----------
@@ -56,6 +59,7 @@ class AverageFisherOperator(Fisher):
         keep: int | None = None,
         route: str = "auto",
         check: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__()
         if keep is not None and keep < 0:
@@ -72,7 +76,7 @@ class AverageFisherOperator(Fisher):
                 f"images: expected pictures of one shape, dtype and device, got {shapes or 'none'}"
             )
         first = self._images[0]
-        self._model, self._check = model, check
+        self._model, self._check, self._options = model, check, options
         self._wanted_route, self._keep = route, len(self._images) if keep is None else keep
         self._kept: dict[int, FisherOperator] = {}
         self._checked: set[int] = set()
@@ -110,6 +114,11 @@ class AverageFisherOperator(Fisher):
         return start_vectors(self.mean_image)
 
     @property
+    def product_eps(self) -> float:
+        """Relative rounding of a product, as of the first picture."""
+        return self.at(0).product_eps
+
+    @property
     def route(self) -> str:
         """Name of the route of the products, as of the first picture used."""
         return next(iter(self._kept.values())).route if self._kept else self._wanted_route
@@ -125,6 +134,7 @@ class AverageFisherOperator(Fisher):
             self._images[index],
             route=self._wanted_route,
             check=self._check and fresh,
+            **self._options,
         )
         self._checked.add(index)
         m = operator.jacobian.shape[0]

@@ -20,8 +20,10 @@ from eigenexp.errors import ImageError, InputError, ModelError
 from eigenexp.operators.base import count_columns
 from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.jacobian import JacobianOperator
+from eigenexp.operators.precision import InPrecision
 from eigenexp.operators.probing import Model, copy_image, respond, undisturbed
 from eigenexp.operators.responses import flatten_rows
+from eigenexp.operators.routes import comparison_slack
 
 __all__ = ["BatchedFisherOperator", "pictures_at_once"]
 
@@ -68,6 +70,9 @@ class BatchedFisherOperator:
     route, check
         As for :class:`FisherOperator`. The check includes that the pictures do not influence each
         other; it costs B + 2 log₂ B forward passes more. Without it only adjointness is checked.
+    chunk_size, recompute, compile, model_dtype
+        As for :class:`FisherOperator`. In one pass, which takes one column a picture at a time,
+        ``chunk_size`` has no effect.
 
     Attributes
     ----------
@@ -106,7 +111,17 @@ class BatchedFisherOperator:
         one_pass: bool | None = None,
         route: str = "auto",
         check: bool = True,
+        chunk_size: int | None = None,
+        recompute: bool = False,
+        compile: bool = False,
+        model_dtype: torch.dtype | None = None,
     ) -> None:
+        options: dict[str, Any] = {
+            "route": route,
+            "recompute": recompute,
+            "compile": compile,
+            "model_dtype": model_dtype,
+        }
         copies = [copy_image(image) for image in images]
         if not copies or len({(c.shape, c.dtype, c.device) for c in copies}) != 1:
             shapes = [tuple(c.shape) for c in copies]
@@ -120,7 +135,7 @@ class BatchedFisherOperator:
         self._apart: list[FisherOperator] = []
         if len(copies) > 1 and one_pass is not False:
             try:
-                self._stack = _Stack(model, torch.cat(copies), route, check)
+                self._stack = _Stack(model, torch.cat(copies), check, options)
             except ModelError as error:
                 if one_pass:
                     raise
@@ -128,7 +143,8 @@ class BatchedFisherOperator:
         if self._stack is None:
             # What could not be stacked is looked at closely, picture by picture.
             close = check or bool(self.refusal)
-            self._apart = [FisherOperator(model, c, route=route, check=close) for c in copies]
+            options["chunk_size"] = chunk_size
+            self._apart = [FisherOperator(model, c, check=close, **options) for c in copies]
         n = copies[0].numel()
         m = len(self.responses[0])
         self.shape = (n, n)
@@ -163,6 +179,15 @@ class BatchedFisherOperator:
     def at(self, place: int) -> _AtPicture:
         """Return F at one picture, as solvers take it."""
         return _AtPicture(self, place)
+
+    def product_eps_at(self, place: int) -> float:
+        """Return the relative rounding of products at one picture.
+
+        See :attr:`JacobianOperator.product_eps`.
+        """
+        if self._stack is None:
+            return self._apart[place].product_eps
+        return self._stack._product_eps()[place]
 
     def apply(
         self, blocks: Mapping[int, Tensor], request: str = "fisher"
@@ -205,6 +230,7 @@ class _AtPicture:
         self.shape, self.image_shape = batch.shape, batch.image_shape
         self.dtype, self.device, self.rank_bound = batch.dtype, batch.device, batch.rank_bound
         self.start: Tensor | None = batch.starts[place]
+        self.product_eps = batch.product_eps_at(place)
         self.jacobian = self
 
     def apply(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -224,29 +250,34 @@ def _product(operator: FisherOperator, block: Tensor, request: str) -> tuple[Ten
     return (jacobian.matmat(block) if request == "jacobian" else jacobian.rmatmat(block)), None
 
 
-class _Rows:
+class _Rows(torch.nn.Module):
     """The model with its output as one row a picture."""
 
     def __init__(self, model: Any) -> None:
-        self._model = getattr(model, "_orig_mod", model)
+        super().__init__()
+        self.model = getattr(model, "_orig_mod", model)
         # Whose state must be put back after a forward pass; as of a bound method.
-        is_module = isinstance(self._model, torch.nn.Module)
-        self.__self__ = self._model if is_module else getattr(model, "__self__", None)
+        self.owner = getattr(self.model, "__self__", None)
+        self.training = bool(getattr(self.model, "training", False))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return flatten_rows(self._model(images), images)
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``(B, m)`` for ``(B, C, H, W)``."""
+        return flatten_rows(self.model(images), images)
 
 
 class _Stack(JacobianOperator):
     """The block-diagonal J ``(B m, B n)`` of B pictures handed to the model together."""
 
-    def __init__(self, model: Model, images: Tensor, route: str, check: bool) -> None:
+    def __init__(
+        self, model: Model, images: Tensor, check: bool, options: Mapping[str, Any]
+    ) -> None:
         rows = _Rows(model)
-        super().__init__(rows, images, route=route, check=check)
-        self._count = len(images)
+        self._count = self._pictures_held = len(images)
+        super().__init__(rows, images, check=check, **options)
         self._check_adjoint()
         if check:
-            self._check_apart(rows)
+            low = options["model_dtype"]
+            self._check_apart(rows if low is None else InPrecision(rows, low))
 
     @staticmethod
     def _take(image: Tensor) -> Tensor:
@@ -286,11 +317,6 @@ class _Stack(JacobianOperator):
         drawn = torch.randn(self._count, like.numel() // self._count, generator=generator)
         return drawn.to(like)
 
-    @property
-    def _slack(self) -> float:
-        eps = torch.finfo(self.dtype).eps
-        return 2e3 * eps if self.device.type == "cpu" else max(2e3 * eps, 1e-3)
-
     def _check_adjoint(self) -> None:
         """Raise unless ⟨Jᵢv, u⟩ = ⟨v, Jᵢᵀu⟩ and Jᵢ is not zero, at each picture."""
         v, u = self._draw(self.image, 2), self._draw(self.response, 3)
@@ -304,13 +330,14 @@ class _Stack(JacobianOperator):
                 f"model: expected a response that changes with each picture, got a zero Jacobian "
                 f"at {zero} of the {self._count} pictures at once"
             )
-        if not bool(((left - right).abs() <= self._slack * scale).all()):
+        slack = comparison_slack(self.response, self._eps)
+        if not bool(((left - right).abs() <= slack * scale).all()):
             raise ModelError(
                 "model: expected J and its adjoint at each picture of a batch, got "
                 "products that do not match; it is given one picture at a time"
             )
 
-    def _check_apart(self, rows: _Rows) -> None:
+    def _check_apart(self, rows: torch.nn.Module) -> None:
         """Raise unless row i of the response depends on picture i alone.
 
         In values: against each picture alone. In derivatives: any two pictures differ in a binary
@@ -318,11 +345,15 @@ class _Stack(JacobianOperator):
         influence of one picture on another shows in some product as a response elsewhere.
         """
         together = self.response.reshape(self._count, -1)
+        # A vector of zeros has products of zero in any precision.
+        slack = comparison_slack(self.response)
         with undisturbed(rows, self.device):
             for i in range(self._count):
                 alone = respond(rows, self.image[i : i + 1]).detach()
                 same = alone.shape == together[i].shape
-                if not same or not _close(alone, together[i], 10 * self._slack):
+                if not same or not _close(
+                    alone, together[i], max(10 * slack, 4 * (self._eps or 0))
+                ):
                     raise _influence(i)
         v = self._draw(self.image, 4)
         places = torch.arange(self._count, device=self.device)
@@ -331,7 +362,7 @@ class _Stack(JacobianOperator):
                 chosen = (places >> digit) % 2 == value
                 pushed = self._matmat((v * chosen[:, None]).reshape(-1, 1)).reshape(together.shape)
                 leaked = pushed[~chosen].norm()
-                if bool(leaked > self._slack * pushed.norm()):
+                if bool(leaked > slack * pushed.norm()):
                     raise _influence(int((~chosen).nonzero()[0]))
 
 

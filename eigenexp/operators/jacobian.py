@@ -85,6 +85,9 @@ class JacobianOperator(Jacobian):
     run can be repeated bit for bit on one machine.
     """
 
+    # More for a batch, whose vectors are those of its pictures one after another.
+    _pictures_held = 1
+
     def __init__(
         self,
         model: Model,
@@ -123,13 +126,15 @@ class JacobianOperator(Jacobian):
         self.shape = (self.response.numel(), self.image.numel())
         if eps is not None:
             self._route = replace(
-                self._route, push=scaled(self._route.push), pull=scaled(self._route.pull)
+                self._route,
+                push=scaled(self._route.push, self._pictures_held),
+                pull=scaled(self._route.pull, self._pictures_held),
             )
         if compile:
             slack = comparison_slack(self.response, eps)
             self._route = compile_route(self._route, *_vectors(self, 0), slack)
         self._eps = eps
-        self._measured_eps: float | None = None
+        self._measured_eps: list[float] | None = None
         self._blocks = Blocks(self._route, self.image, self.response, chunk_size)
         self.num_probe_products = spent + self._blocks.num_products
 
@@ -161,20 +166,20 @@ class JacobianOperator(Jacobian):
         it is measured, once, by how far J and Jᵀ are from linear. No residual below a few times
         ``product_eps`` · λmax carries information.
         """
-        own = torch.finfo(self.dtype).eps
+        return max(self._product_eps())
+
+    def _product_eps(self) -> list[float]:
+        """Return ``product_eps`` at each picture held."""
+        own, count = torch.finfo(self.dtype).eps, self._pictures_held
         if self._eps is None and self.device.type == "cpu":
-            return own
+            return [own] * count
         if self._measured_eps is None:
             first, second = _vectors(self, 1), _vectors(self, 2)
             with self._route.running():
-                defects = [
-                    linearity_defect(product, *pair)
-                    for product, pair in (
-                        (self._route.push, (first[0], second[0])),
-                        (self._route.pull, (first[1], second[1])),
-                    )
-                ]
-            self._measured_eps = max(own, self._eps or 0.0, sum(defects))
+                pushed = linearity_defect(self._route.push, first[0], second[0], count)
+                pulled = linearity_defect(self._route.pull, first[1], second[1], count)
+            least = max(own, self._eps or 0.0)
+            self._measured_eps = [max(least, defect) for defect in (pushed + pulled).tolist()]
         return self._measured_eps
 
     @property

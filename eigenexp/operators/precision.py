@@ -63,24 +63,34 @@ class InPrecision(nn.Module):
         return flatten_response(self.model(low), low).to(x.dtype)
 
 
-def scaled(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def scaled(product: Callable[[Tensor], Tensor], pictures: int = 1) -> Callable[[Tensor], Tensor]:
     """Return a linear function that keeps to the range of float16 whatever it is given.
 
     A power of two takes the largest entry to about 1 and is multiplied back: exact, and without a
-    value read from the device.
+    value read from the device. Where vectors hold several ``pictures`` one after another, each has
+    a power of its own.
     """
 
     def apply(vector: Tensor) -> Tensor:
-        largest = vector.abs().amax()
+        rows = vector.reshape(pictures, -1)
+        largest = rows.abs().amax(dim=1, keepdim=True)
         unit = torch.exp2(torch.floor(torch.log2(largest)))
         unit = torch.where(torch.isfinite(unit) & (unit > 0), unit, torch.ones_like(unit))
-        return product(vector / unit) * unit
+        result = product((rows / unit).reshape(vector.shape))
+        return (result.reshape(pictures, -1) * unit).reshape(result.shape)
 
     return apply
 
 
-def linearity_defect(product: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> float:
-    """Return how far ``product`` is from linear: 0 but for rounding, which it so measures."""
-    both, one, other = product(first + second), product(first), product(second)
-    size = both.norm() + one.norm() + other.norm()
-    return float((both - one - other).norm() / size) if bool(size > 0) else 0.0
+def linearity_defect(
+    product: Callable[[Tensor], Tensor], first: Tensor, second: Tensor, pictures: int = 1
+) -> Tensor:
+    """Return how far ``product`` is from linear: 0 but for rounding, which it so measures.
+
+    One number ``(pictures,)`` for each of those that the vectors hold one after another.
+    """
+    results = (product(first + second), product(first), product(second))
+    both, one, other = (result.reshape(pictures, -1) for result in results)
+    size = both.norm(dim=1) + one.norm(dim=1) + other.norm(dim=1)
+    defect = (both - one - other).norm(dim=1) / size
+    return torch.where(size > 0, defect, torch.zeros_like(defect))

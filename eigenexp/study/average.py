@@ -142,6 +142,15 @@ class AverageModule(EigendistortionModule):
     def _picture_record(self) -> dict[str, Any]:
         return self._mean_record
 
+    def _response(self) -> Tensor | None:
+        """Return f at the first picture where the model takes none in the solver's precision."""
+        if self._operator_options.get("model_dtype") is None:
+            return None
+        operator = self._operator
+        if not isinstance(operator, AverageFisherOperator):
+            return None
+        return operator.at(0).jacobian.response
+
 
 def load_mean(pictures: Any, options: Mapping[str, Any]) -> tuple[list[Picture], Picture]:
     """Load pictures of one shape, and return them and their mean.

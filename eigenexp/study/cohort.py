@@ -45,6 +45,8 @@ class SolveSettings:
         How products are computed; ``"auto"`` probes at each picture.
     dtype, device
         Of the solve.
+    operator
+        Other options of :class:`~eigenexp.operators.BatchedFisherOperator`.
     history_every
         Turns between rows of a picture's convergence table.
     """
@@ -54,6 +56,7 @@ class SolveSettings:
     route: str
     dtype: torch.dtype
     device: torch.device
+    operator: Mapping[str, Any] = field(default_factory=dict)
     history_every: int = 5
 
 
@@ -309,7 +312,8 @@ class Cohort:
         images = [place.picture.tensor.to(self._settings.device) for place in places]
         # A stack was checked when the study was planned; a picture alone is checked each time.
         check = len(images) == 1
-        return BatchedFisherOperator(self._model, images, route=self._settings.route, check=check)
+        route, options = self._settings.route, self._settings.operator
+        return BatchedFisherOperator(self._model, images, route=route, check=check, **options)
 
     def _let_go(self) -> None:
         """Free what the last batch holds before the next one is set up."""
@@ -322,7 +326,7 @@ class Cohort:
         for place in places:
             try:
                 image = place.picture.tensor.to(self._settings.device)
-                BatchedFisherOperator(self._model, [image])
+                BatchedFisherOperator(self._model, [image], **self._settings.operator)
             except EigenexpError as error:
                 found.append((place, error))
         return found

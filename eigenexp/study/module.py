@@ -17,7 +17,7 @@ from eigenexp.checkpoints import check_metadata, checkpoint_metadata, model_fing
 from eigenexp.eigensolvers import make_solver
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError
 from eigenexp.images import Picture
-from eigenexp.lightning_module import PRECISIONS, ProbeSteps
+from eigenexp.lightning_module import PRECISIONS, ProbeSteps, operator_settings
 from eigenexp.operators import BatchedFisherOperator, FisherOperator
 from eigenexp.operators.batched import pictures_at_once
 from eigenexp.ranks import RankLostError, agree
@@ -64,6 +64,10 @@ class StudyModule(L.LightningModule):
         ``crop``, ``resize``, ``channels``, ``value_range`` of :func:`~eigenexp.load_picture`.
     figures
         Draw each picture's distortions (about half a second each).
+    operator_options
+        ``route``, ``chunk_size``, ``recompute``, ``compile``, ``model_dtype`` of
+        :class:`~eigenexp.operators.BatchedFisherOperator`. A study keeps those it began with. With
+        ``compile`` each batch is compiled anew, which pays where a picture takes many products.
 
     Raises
     ------
@@ -95,6 +99,7 @@ class StudyModule(L.LightningModule):
         checkpoint_seconds: float = 30.0,
         image_options: Mapping[str, Any] | None = None,
         figures: bool = False,
+        operator_options: Mapping[str, Any] | None = None,
         **solver_options: Any,
     ) -> None:
         super().__init__()
@@ -122,6 +127,7 @@ class StudyModule(L.LightningModule):
         }
         self._batch_size, self._cohort_size = batch_size, cohort
         self._image_options = dict(image_options or {})
+        self._operator_options = operator_settings(operator_options)
         self._checkpoint_seconds = checkpoint_seconds
         self._figures = figures
         self.run_metadata: dict[str, Any] = {}
@@ -170,7 +176,8 @@ class StudyModule(L.LightningModule):
         dtype = torch.float64 if precision.startswith("64") else torch.float32
         device = trainer.strategy.root_device
         if isinstance(self.model, nn.Module):
-            self.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
+            model_dtype = self._operator_options.get("model_dtype") or dtype
+            self.model.requires_grad_(False).eval().to(device=device, dtype=model_dtype)
         # All processes work where the first one does.
         self.folder = StudyFolder(trainer.strategy.broadcast(str(self.folder.path)))
         options = {"channels": "keep", **self._image_options, "dtype": dtype}
@@ -195,6 +202,7 @@ class StudyModule(L.LightningModule):
             route=str(self._plan["route"]),
             dtype=dtype,
             device=device,
+            operator={k: v for k, v in self._operator_options.items() if k != "route"},
         )
         size = self._plan["cohort"]
         self._cohorts = cohorts(len(self._sources), self._solve.batch_size, size)
@@ -211,6 +219,14 @@ class StudyModule(L.LightningModule):
             raise CheckpointError(
                 f"{self.folder.path}: expected a study of these {len(names)} pictures, got one of "
                 f"{len(before['pictures'])} others; choose another folder, or pass its pictures"
+            )
+        # Defaults are left out, so that a study of an older version has none but these.
+        chosen = sorted(self._operator_options.items())
+        options = {name: str(value) for name, value in chosen if value not in ("auto", None, False)}
+        if before is not None and before.get("operator", {}) != options:
+            raise CheckpointError(
+                f"{self.folder.path}: expected the operator's options that this study began with, "
+                f"{before.get('operator', {})}, got {options}; begin a new study to change them"
             )
         picture, operator = self._first_usable(device)
         make_solver(operator, **self._settings)  # a wrong setting is one error, not one a picture
@@ -234,7 +250,10 @@ class StudyModule(L.LightningModule):
                 "pictures": names,
                 "batch_size": size,
                 "cohort": self._cohort_size,
-                "route": operator.route if size > 1 else "auto",
+                "route": operator.route
+                if size > 1
+                else self._operator_options.get("route", "auto"),
+                "operator": options,
                 "metadata": metadata,
             }
         )
@@ -251,7 +270,8 @@ class StudyModule(L.LightningModule):
         for source in self._sources:
             try:
                 picture = source.load()
-                return picture, FisherOperator(self.model, picture.tensor.to(device))
+                image = picture.tensor.to(device)
+                return picture, FisherOperator(self.model, image, **self._operator_options)
             except EigenexpError as error:
                 first = first or error
         raise first or InputError("pictures: expected at least one, got none")
@@ -284,7 +304,8 @@ class StudyModule(L.LightningModule):
                 images.append(image)
         if len(images) < 2:
             return 1
-        batch = BatchedFisherOperator(self.model, images, route=operator.route)
+        options = {**self._operator_options, "route": operator.route}
+        batch = BatchedFisherOperator(self.model, images, **options)
         return size if batch.one_pass else 1
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

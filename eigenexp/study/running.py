@@ -13,10 +13,9 @@ from typing import Any
 
 import lightning as L
 
-from eigenexp.building import build_loggers, build_trainer
+from eigenexp.building import build_loggers, build_trainer, operator_options
 from eigenexp.callbacks import GracefulStop
 from eigenexp.config import TrainerConfig
-from eigenexp.errors import ConfigError
 from eigenexp.ranks import is_first_rank
 from eigenexp.runs import RunFolder
 from eigenexp.study.module import StudyModule
@@ -93,8 +92,6 @@ def fit_study(
     EigenexpError
         One line that says what to change.
     """
-    if set((settings.get("operator") or {}).values()) - {"auto", None, False}:
-        raise ConfigError("operator: expected its defaults for many pictures, got others")
     is_first = is_first_rank()
     name = str(settings["model"]["_target_"]).rpartition(".")[2]
     title = f"{name} at {_short(settings['image']['path'])}"
@@ -155,6 +152,7 @@ def _build_module(settings: Mapping[str, Any], model: Any, place: RunFolder) -> 
         checkpoint_seconds=study["checkpoint_seconds"],
         image_options=image,
         figures=study["figures"],
+        operator_options=operator_options(settings),
     )
     plan = module.folder.read_plan()
     if plan is not None:

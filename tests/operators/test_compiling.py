@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from typing import Any
 
 import pytest
@@ -77,7 +78,10 @@ def test_a_route_without_tape_is_not_compiled() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 @pytest.mark.filterwarnings("default")
 def test_the_compiler_here() -> None:
-    operator = FisherOperator(network(), picture(), compile=True)
     reference = FisherOperator(network(), picture())
     v = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(operator @ v, reference @ v)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="compile: not used")
+        operators = [FisherOperator(network(), picture(), compile=True) for _ in range(5)]
+    for operator in operators:
+        torch.testing.assert_close(operator @ v, reference @ v)
