@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eigenexp.console import printable, say
 from eigenexp.console import quiet as _quiet
 from eigenexp.errors import EigenexpError
 
@@ -67,6 +68,13 @@ saved run is told; another model, picture or precision stops, unless you ask for
 
 For a scheduler that restarts the same command: eigenexp fit … resume=auto"""
 
+_SHOW = """\
+  eigenexp show                               every run: model, picture, k, λmax, λmin, residual, …
+  eigenexp show --sort worst_residual         the best first; --sort=-lambda_max: the largest first
+  eigenexp show last                          one run: its pairs, the paths of its files
+
+columns: created, status, model, picture, k, lambda_max, lambda_min, worst_residual, pairs, products"""
+
 _REPORT = """\
 One file, no network: send it to a colleague, open it on a phone, print it. It holds the picture,
 each distortion at a strength of your choice, certificates, convergence, settings and versions.
@@ -88,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except EigenexpError as error:
-        print(f"eigenexp: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"eigenexp: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("eigenexp: interrupted", file=sys.stderr)
@@ -152,9 +160,15 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--trust", action="store_true", help="build any class the run names")
     _add_root(resume)
 
-    show = command("show", _show, "print a run's table and the paths of its pictures")
+    show = command("show", _show, "print a run's table, or the table of all runs", _SHOW)
     show.add_argument(
-        "name", metavar="RUN", nargs="?", help="as for resume, or a sweep; else: list the runs"
+        "name", metavar="RUN", nargs="?", help="as for resume, or a sweep; else: all runs"
+    )
+    show.add_argument(
+        "--sort",
+        metavar="COLUMN",
+        default="created",
+        help="of the table of runs; -COLUMN from the largest down",
     )
     _add_root(show)
 
@@ -200,11 +214,6 @@ def _groups() -> str:
     return "\n".join(lines)
 
 
-def printable(text: str) -> str:
-    """Return ``text`` without characters that a terminal obeys instead of showing."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def _fit(options: argparse.Namespace) -> int:
     if options.retry is not None or options.multirun:
         return _sweep(options)
@@ -219,8 +228,8 @@ def _fit(options: argparse.Namespace) -> int:
     from eigenexp.run import fit, summary
 
     _quiet()
-    result = fit(config)
-    print("\n".join(summary(result)))
+    result = fit(config, say=say)
+    say("\n".join(summary(result)))
     return result.exit_code
 
 
@@ -229,16 +238,12 @@ def _sweep(options: argparse.Namespace) -> int:
 
     _quiet()
     if options.retry is None:
-        return sweep(options.overrides, say=_say)
+        return sweep(options.overrides, say=say)
     root = os.environ.get("EIGENEXP_ROOT", "mlruns")
     for override in options.overrides:  # where to look, as fit is told it
         root = override.partition("=")[2] if override.startswith("root=") else root
     others = [o for o in options.overrides if not o.startswith("root=")]
-    return retry(options.retry, others, root=root, say=_say)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    return retry(options.retry, others, root=root, say=say)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -251,8 +256,9 @@ def _resume(options: argparse.Namespace) -> int:
         root=options.root,
         force=options.force,
         trust=options.trust,
+        say=say,
     )
-    print("\n".join(summary(result)))
+    say("\n".join(summary(result)))
     return result.exit_code
 
 
@@ -260,22 +266,24 @@ def _show(options: argparse.Namespace) -> int:
     from eigenexp.runs import find_run, list_runs
 
     if options.name is None:
-        for run in list_runs(options.root):
-            record = run.read_record()
-            facts = (record["created"], f"{record['status']:<9}", record["title"])
-            print(f"{run.run_id}  {printable('  '.join(map(str, facts)))}")
+        from eigenexp.run_table import format_runs
+
+        say("\n".join(format_runs(list_runs(options.root), options.sort)))
         return 0
     if _show_sweep(options.name, options.root):
         return 0
     run = find_run(options.name, options.root)
     record = run.read_record()
-    print(printable(f"run {run.run_id}: {record['title']}"))
+    # A damaged or foreign record may hold anything.
+    say(printable(f"run {run.run_id}: {record.get('title')}"))
     reason = record.get("stop_reason")
-    print(printable(f"status {record['status']}" + (f" ({reason})" if reason else "")))
+    say(printable(f"status {record.get('status')}" + (f" ({reason})" if reason else "")))
+    if record.get("error"):
+        say(printable(f"error: {record['error']}"))
     if record.get("study"):
         from eigenexp.study.show import study_lines
 
-        print("\n".join(study_lines(run)))
+        say("\n".join(study_lines(run)))
         return 0
     path = run.results / "spectrum.safetensors"
     if not path.is_file():
@@ -283,11 +291,9 @@ def _show(options: argparse.Namespace) -> int:
         return 0
     from eigenexp.spectrum import Spectrum
 
-    print()
-    print(Spectrum.load(path))
-    print()
+    say(f"\n{Spectrum.load(path)}\n")
     for result in sorted(run.results.iterdir()):
-        print(result)
+        say(str(result))
     return 0
 
 
@@ -297,7 +303,7 @@ def _show_sweep(name: str, root: str) -> bool:
         return False
     from eigenexp.sweeps import find_sweep, show
 
-    show(find_sweep(name, root), say=_say)
+    show(find_sweep(name, root), say=say)
     return True
 
 
@@ -320,7 +326,7 @@ def _sync(options: argparse.Namespace) -> int:
     reports = {report.local_id: report for group in found for report in group}
     for report in reports.values():
         said = "sent" if report.complete else f"waits: {report.problem or 'more is being written'}"
-        print(f"{report.run_id or report.local_id}  {report.points} points  {said}")
+        say(f"{report.run_id or report.local_id}  {report.points} points  {said}")
     if not reports:
         print("nothing waits")
     return 0 if all(report.complete for report in reports.values()) else 1

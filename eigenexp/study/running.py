@@ -15,8 +15,10 @@ import lightning as L
 
 from eigenexp.building import build_loggers, build_trainer
 from eigenexp.callbacks import GracefulStop
-from eigenexp.config import TrainerConfig
+from eigenexp.callbacks.sending import send_settings
+from eigenexp.config import TrainerConfig, shown_settings
 from eigenexp.errors import ConfigError
+from eigenexp.overview import model_name, problem_row
 from eigenexp.ranks import is_first_rank
 from eigenexp.runs import RunFolder
 from eigenexp.study.module import StudyModule
@@ -96,8 +98,7 @@ def fit_study(
     if set((settings.get("operator") or {}).values()) - {"auto", None, False}:
         raise ConfigError("operator: expected its defaults for many pictures, got others")
     is_first = is_first_rank()
-    name = str(settings["model"]["_target_"]).rpartition(".")[2]
-    title = f"{name} at {_short(settings['image']['path'])}"
+    title = f"{model_name(settings['model'])} at {_short(settings['image']['path'])}"
     mlflow = mlflow_logger(title) if is_first else None
     run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
     place = RunFolder(root, run_id)
@@ -106,7 +107,8 @@ def fit_study(
     module.force_resume = force
     retry = settings["study"]["retry_failed"]
     if is_first:
-        place.write_record(config=settings, status="RUNNING", title=title, study=True)
+        row = {**problem_row(settings), "picture": _short(settings["image"]["path"])}
+        place.write_record(config=settings, status="RUNNING", title=title, study=True, row=row)
         if retry:
             module.folder.forget_failures()
         say(f"run {run_id}: {title}, files under {place.results}")
@@ -122,9 +124,7 @@ def fit_study(
     status = "FAILED"
     try:
         for logger in loggers:
-            logger.log_hyperparams(
-                {group: settings[group] for group in ("model", "image", "solver", "study")}
-            )
+            send_settings(logger, shown_settings(settings, _short(settings["image"]["path"])))
         _fit(trainer, module)
         status = "KILLED" if stop.received is not None else "FINISHED"
     except KeyboardInterrupt:
