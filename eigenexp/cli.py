@@ -14,6 +14,8 @@ from eigenexp.errors import EigenexpError
 
 __all__ = ["main"]
 
+_MOST_REPORTED = 24
+
 _DESCRIPTION = """\
 The image changes a vision model feels most and least.
 
@@ -73,14 +75,19 @@ _SHOW = """\
   eigenexp show --sort worst_residual         the best first; --sort=-lambda_max: the largest first
   eigenexp show last                          one run: its pairs, the paths of its files
 
-columns: created, status, model, picture, k, lambda_max, lambda_min, worst_residual, pairs, products"""
+columns: run, created, status, model, picture, k, lambda_max, lambda_min, worst_residual, pairs,
+products"""
 
 _REPORT = """\
 One file, no network: send it to a colleague, open it on a phone, print it. It holds the picture,
 each distortion at a strength of your choice, certificates, convergence, settings and versions.
 
   eigenexp report last
-  eigenexp report 5b8d 91ac --output onoff-against-lgg.html    two runs side by side"""
+  eigenexp report 5b8d 91ac --output onoff-against-lgg.html    two runs side by side
+  eigenexp report 20261124-1201                                every run of a sweep
+
+A run still at work, killed or failed is reported as far as its last checkpoint; one that is not on
+this machine is fetched from MLFLOW_TRACKING_URI."""
 
 _SYNC = """\
 While a store is down or full a run goes on; what it logs waits under <root>/spool. This sends it,
@@ -173,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_root(show)
 
     report = command("report", _report, "write one HTML file about runs, side by side", _REPORT)
-    report.add_argument("names", metavar="RUN", nargs="+", help="as for resume, or a result folder")
+    text = "as for resume; a sweep, a study, a result folder"
+    report.add_argument("names", metavar="RUN", nargs="+", help=text)
     report.add_argument(
         "--output", metavar="FILE", help="default: report-<run>.html, or report.html for several"
     )
@@ -308,14 +316,38 @@ def _show_sweep(name: str, root: str) -> bool:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from eigenexp.report import load_run, write_report
+    from eigenexp.report import load_runs, write_report
 
-    runs = [load_run(name, options.root) for name in options.names]
-    alone = runs[0].run_id[:8] if len(runs) == 1 else ""
+    _quiet()
+    names = [run for name in options.names for run in _runs_of(name, options.root)]
+    runs = [run for name in names for run in load_runs(name, options.root)]
+    if len(runs) > _MOST_REPORTED:
+        left = len(runs) - _MOST_REPORTED
+        say(
+            f"the first {_MOST_REPORTED} of {len(runs)} are in it; name runs to choose ({left} out)"
+        )
+        runs = runs[:_MOST_REPORTED]
+    alone = runs[0].run_id[:8] if len({run.run_id for run in runs}) == 1 else ""
     output = options.output or (f"report-{alone}.html" if alone else "report.html")
-    path = write_report(runs, output, title=options.title)
-    print(path.absolute())
+    say(str(write_report(runs, output, title=options.title).absolute()))
     return 0
+
+
+def _runs_of(name: str, root: str) -> list[str]:
+    """Return a sweep's runs that have one, or the name itself where it is no sweep's."""
+    if name == "last" or not list(Path(root).glob(f"sweeps/{name}*/manifest.json")):
+        return [name]
+    from eigenexp.errors import RunNotFoundError
+    from eigenexp.sweeps import find_sweep
+
+    sweep = find_sweep(name, root)
+    runs = [str(job.facts["run_id"]) for job in sweep.jobs() if job.facts.get("run_id")]
+    if not runs:
+        raise RunNotFoundError(
+            f"sweep {sweep.sweep_id}: expected a finished job to report, got none yet; go on with: "
+            f"eigenexp fit --retry-failed {sweep.sweep_id}"
+        )
+    return runs
 
 
 def _sync(options: argparse.Namespace) -> int:

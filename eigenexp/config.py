@@ -30,8 +30,8 @@ __all__ = [
     "options",
     "override_config",
     "plain_config",
-    "shown_settings",
     "register_schemas",
+    "shown_settings",
 ]
 
 CONFIG_MODULE = "eigenexp.conf"

@@ -107,6 +107,7 @@ def fit(
     settings = dict(config) if isinstance(config, dict) else plain_config(config)
     root = open_root(settings["root"])
     settings["root"] = str(root)
+    _check_names(settings)
     if is_study(settings):
         return _solve_study(settings, root, run, say=say)
     if run is not None:
@@ -192,14 +193,15 @@ def _run(
             config=settings, status="RUNNING", picture=picture.record, title=title, row=row
         )
     module.run_metadata["run_id"] = run_id
-    loggers = build_loggers(settings, run_id, mlflow)
     results = ResultFiles(folder.results, title=title)
-    callbacks = build_callbacks(settings, folder.checkpoints, results)
-    trainer = build_trainer(settings, loggers, callbacks)
-    if is_first:
-        say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
+    trainer: Any = None
     status, exit_code = "FAILED", 1
     try:
+        loggers = build_loggers(settings, run_id, mlflow)
+        callbacks = build_callbacks(settings, folder.checkpoints, results)
+        trainer = build_trainer(settings, loggers, callbacks)
+        if is_first:
+            say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
         for logger in loggers:
             send_settings(logger, shown_settings(settings, picture.name))
         if mlflow is not None:
@@ -353,7 +355,15 @@ def _fit(trainer: Any, module: EigendistortionModule, checkpoint: Path | None) -
             raise
 
 
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Refuse what no store takes, before a run is begun."""
+    if not str(settings["experiment_name"]).strip():
+        raise ConfigError("experiment_name: expected a name, got an empty one; leave it out")
+
+
 def _set_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: expected at least 1, or null for the machine's, got {threads}")
     if threads is not None:
         torch.set_num_threads(threads)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

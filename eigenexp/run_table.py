@@ -52,6 +52,9 @@ def run_rows(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
             facts = {"model": model, "picture": picture}
         facts["pairs"] = facts.get("status")
         facts |= {key: record.get(key) for key in ("created", "status")}
+        for column in _RIGHT:
+            if not isinstance(facts.get(column), (int, float)):
+                facts[column] = None  # JSON has no NaN: a record holds its name
         rows.append({column: facts.get(column) for column in COLUMNS} | {"run": run.run_id})
     return rows
 

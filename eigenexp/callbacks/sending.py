@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,16 +203,18 @@ def send_description(logger: Logger, markdown: str, tags: Mapping[str, str], ste
 
 
 def send_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
-    """Hand over a run's settings; TensorBoard gets them as a line of its table of runs too."""
-    if _file_writer(logger) is None:
+    """Hand over a run's settings; TensorBoard gets them as a line of its table of runs."""
+    writer = _file_writer(logger)
+    if writer is None:
         logger.log_hyperparams(dict(settings))
         return
-    from torch.utils.tensorboard.summary import hparams
+    from torch.utils.tensorboard import summary
 
+    make: Callable[..., tuple[Any, Any, Any]] = summary.hparams
     plain = {key: value if _is_plain(value) else str(value) for key, value in settings.items()}
     # The last value of each metric stands in the table, so the names alone are said here.
-    for summary in hparams(plain, dict.fromkeys(TABLE_METRICS, 0.0)):
-        logger.experiment.file_writer.add_summary(summary)
+    for line in make(plain, dict.fromkeys(TABLE_METRICS, 0.0)):
+        writer.add_summary(line)
 
 
 def _is_plain(value: object) -> bool:

@@ -23,6 +23,7 @@ from eigenexp.ranks import is_first_rank
 from eigenexp.runs import RunFolder
 from eigenexp.study.module import StudyModule
 from eigenexp.study.progress import StudyLogging, StudyProgressBar
+from eigenexp.study.sources import find_pictures
 from eigenexp.tracking import MLflowLogger
 from eigenexp.tracking.children import ChildRuns
 
@@ -98,6 +99,8 @@ def fit_study(
     if set((settings.get("operator") or {}).values()) - {"auto", None, False}:
         raise ConfigError("operator: expected its defaults for many pictures, got others")
     is_first = is_first_rank()
+    if run is None:
+        find_pictures(settings["image"]["path"])  # a mistyped path begins no run
     title = f"{model_name(settings['model'])} at {_short(settings['image']['path'])}"
     mlflow = mlflow_logger(title) if is_first else None
     run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
