@@ -14,7 +14,7 @@ from eigenexp.config import compose_config, plain_config, shown_settings
 from eigenexp.overview import description, escape_markdown, failed_description, result_row
 from tests.report.conftest import make_spectrum
 
-ATTACK = '<script>x</script> [a](javascript:x) ![b](http://e.org/p.png) | `c` **d** \x1b[31m\n# e'
+ATTACK = "<script>x</script> [a](javascript:x) ![b](http://e.org/p.png) | `c` **d** \x1b[31m\n# e"
 
 
 def test_a_row_has_both_ends_the_worst_residual_and_the_worst_status() -> None:
