@@ -357,7 +357,7 @@ def _fit(trainer: Any, module: EigendistortionModule, checkpoint: Path | None) -
 
 def _check_names(settings: Mapping[str, Any]) -> None:
     """Refuse what no store takes, before a run is begun."""
-    if not str(settings["experiment_name"]).strip():
+    if not str(settings.get("experiment_name", "eigenexp")).strip():
         raise ConfigError("experiment_name: expected a name, got an empty one; leave it out")
 
 
