@@ -8,10 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eigenexp.console import printable, say
 from eigenexp.console import quiet as _quiet
 from eigenexp.errors import EigenexpError
 
 __all__ = ["main"]
+
+_MOST_REPORTED = 24
 
 _DESCRIPTION = """\
 The image changes a vision model feels most and least.
@@ -67,12 +70,24 @@ saved run is told; another model, picture or precision stops, unless you ask for
 
 For a scheduler that restarts the same command: eigenexp fit … resume=auto"""
 
+_SHOW = """\
+  eigenexp show                               every run: model, picture, k, λmax, λmin, residual, …
+  eigenexp show --sort worst_residual         the best first; --sort=-lambda_max: the largest first
+  eigenexp show last                          one run: its pairs, the paths of its files
+
+columns: run, created, status, model, picture, k, lambda_max, lambda_min, worst_residual, pairs,
+products"""
+
 _REPORT = """\
 One file, no network: send it to a colleague, open it on a phone, print it. It holds the picture,
 each distortion at a strength of your choice, certificates, convergence, settings and versions.
 
   eigenexp report last
-  eigenexp report 5b8d 91ac --output onoff-against-lgg.html    two runs side by side"""
+  eigenexp report 5b8d 91ac --output onoff-against-lgg.html    two runs side by side
+  eigenexp report 20261124-1201                                every run of a sweep
+
+A run still at work, killed or failed is reported as far as its last checkpoint; one that is not on
+this machine is fetched from MLFLOW_TRACKING_URI."""
 
 _SYNC = """\
 While a store is down or full a run goes on; what it logs waits under <root>/spool. This sends it,
@@ -88,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except EigenexpError as error:
-        print(f"eigenexp: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"eigenexp: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("eigenexp: interrupted", file=sys.stderr)
@@ -152,14 +167,21 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--trust", action="store_true", help="build any class the run names")
     _add_root(resume)
 
-    show = command("show", _show, "print a run's table and the paths of its pictures")
+    show = command("show", _show, "print a run's table, or the table of all runs", _SHOW)
     show.add_argument(
-        "name", metavar="RUN", nargs="?", help="as for resume, or a sweep; else: list the runs"
+        "name", metavar="RUN", nargs="?", help="as for resume, or a sweep; else: all runs"
+    )
+    show.add_argument(
+        "--sort",
+        metavar="COLUMN",
+        default="created",
+        help="of the table of runs; -COLUMN from the largest down",
     )
     _add_root(show)
 
     report = command("report", _report, "write one HTML file about runs, side by side", _REPORT)
-    report.add_argument("names", metavar="RUN", nargs="+", help="as for resume, or a result folder")
+    text = "as for resume; a sweep, a study, a result folder"
+    report.add_argument("names", metavar="RUN", nargs="+", help=text)
     report.add_argument(
         "--output", metavar="FILE", help="default: report-<run>.html, or report.html for several"
     )
@@ -200,11 +222,6 @@ def _groups() -> str:
     return "\n".join(lines)
 
 
-def printable(text: str) -> str:
-    """Return ``text`` without characters that a terminal obeys instead of showing."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def _fit(options: argparse.Namespace) -> int:
     if options.retry is not None or options.multirun:
         return _sweep(options)
@@ -219,8 +236,8 @@ def _fit(options: argparse.Namespace) -> int:
     from eigenexp.run import fit, summary
 
     _quiet()
-    result = fit(config)
-    print("\n".join(summary(result)))
+    result = fit(config, say=say)
+    say("\n".join(summary(result)))
     return result.exit_code
 
 
@@ -229,16 +246,12 @@ def _sweep(options: argparse.Namespace) -> int:
 
     _quiet()
     if options.retry is None:
-        return sweep(options.overrides, say=_say)
+        return sweep(options.overrides, say=say)
     root = os.environ.get("EIGENEXP_ROOT", "mlruns")
     for override in options.overrides:  # where to look, as fit is told it
         root = override.partition("=")[2] if override.startswith("root=") else root
     others = [o for o in options.overrides if not o.startswith("root=")]
-    return retry(options.retry, others, root=root, say=_say)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    return retry(options.retry, others, root=root, say=say)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -251,8 +264,9 @@ def _resume(options: argparse.Namespace) -> int:
         root=options.root,
         force=options.force,
         trust=options.trust,
+        say=say,
     )
-    print("\n".join(summary(result)))
+    say("\n".join(summary(result)))
     return result.exit_code
 
 
@@ -260,22 +274,24 @@ def _show(options: argparse.Namespace) -> int:
     from eigenexp.runs import find_run, list_runs
 
     if options.name is None:
-        for run in list_runs(options.root):
-            record = run.read_record()
-            facts = (record["created"], f"{record['status']:<9}", record["title"])
-            print(f"{run.run_id}  {printable('  '.join(map(str, facts)))}")
+        from eigenexp.run_table import format_runs
+
+        say("\n".join(format_runs(list_runs(options.root), options.sort)))
         return 0
     if _show_sweep(options.name, options.root):
         return 0
     run = find_run(options.name, options.root)
     record = run.read_record()
-    print(printable(f"run {run.run_id}: {record['title']}"))
+    # A damaged or foreign record may hold anything.
+    say(printable(f"run {run.run_id}: {record.get('title')}"))
     reason = record.get("stop_reason")
-    print(printable(f"status {record['status']}" + (f" ({reason})" if reason else "")))
+    say(printable(f"status {record.get('status')}" + (f" ({reason})" if reason else "")))
+    if record.get("error"):
+        say(printable(f"error: {record['error']}"))
     if record.get("study"):
         from eigenexp.study.show import study_lines
 
-        print("\n".join(study_lines(run)))
+        say("\n".join(study_lines(run)))
         return 0
     path = run.results / "spectrum.safetensors"
     if not path.is_file():
@@ -283,11 +299,9 @@ def _show(options: argparse.Namespace) -> int:
         return 0
     from eigenexp.spectrum import Spectrum
 
-    print()
-    print(Spectrum.load(path))
-    print()
+    say(f"\n{Spectrum.load(path)}\n")
     for result in sorted(run.results.iterdir()):
-        print(result)
+        say(str(result))
     return 0
 
 
@@ -297,19 +311,43 @@ def _show_sweep(name: str, root: str) -> bool:
         return False
     from eigenexp.sweeps import find_sweep, show
 
-    show(find_sweep(name, root), say=_say)
+    show(find_sweep(name, root), say=say)
     return True
 
 
 def _report(options: argparse.Namespace) -> int:
-    from eigenexp.report import load_run, write_report
+    from eigenexp.report import load_runs, write_report
 
-    runs = [load_run(name, options.root) for name in options.names]
-    alone = runs[0].run_id[:8] if len(runs) == 1 else ""
+    _quiet()
+    names = [run for name in options.names for run in _runs_of(name, options.root)]
+    runs = [run for name in names for run in load_runs(name, options.root)]
+    if len(runs) > _MOST_REPORTED:
+        left = len(runs) - _MOST_REPORTED
+        say(
+            f"the first {_MOST_REPORTED} of {len(runs)} are in it; name runs to choose ({left} out)"
+        )
+        runs = runs[:_MOST_REPORTED]
+    alone = runs[0].run_id[:8] if len({run.run_id for run in runs}) == 1 else ""
     output = options.output or (f"report-{alone}.html" if alone else "report.html")
-    path = write_report(runs, output, title=options.title)
-    print(path.absolute())
+    say(str(write_report(runs, output, title=options.title).absolute()))
     return 0
+
+
+def _runs_of(name: str, root: str) -> list[str]:
+    """Return a sweep's runs that have one, or the name itself where it is no sweep's."""
+    if name == "last" or not list(Path(root).glob(f"sweeps/{name}*/manifest.json")):
+        return [name]
+    from eigenexp.errors import RunNotFoundError
+    from eigenexp.sweeps import find_sweep
+
+    sweep = find_sweep(name, root)
+    runs = [str(job.facts["run_id"]) for job in sweep.jobs() if job.facts.get("run_id")]
+    if not runs:
+        raise RunNotFoundError(
+            f"sweep {sweep.sweep_id}: expected a finished job to report, got none yet; go on with: "
+            f"eigenexp fit --retry-failed {sweep.sweep_id}"
+        )
+    return runs
 
 
 def _sync(options: argparse.Namespace) -> int:
@@ -320,7 +358,7 @@ def _sync(options: argparse.Namespace) -> int:
     reports = {report.local_id: report for group in found for report in group}
     for report in reports.values():
         said = "sent" if report.complete else f"waits: {report.problem or 'more is being written'}"
-        print(f"{report.run_id or report.local_id}  {report.points} points  {said}")
+        say(f"{report.run_id or report.local_id}  {report.points} points  {said}")
     if not reports:
         print("nothing waits")
     return 0 if all(report.complete for report in reports.values()) else 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib.resources
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import yaml
@@ -18,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eigenexp.errors import ConfigError
+from eigenexp.overview import model_name
 
 __all__ = [
     "CONFIG_MODULE",
@@ -29,6 +31,7 @@ __all__ = [
     "override_config",
     "plain_config",
     "register_schemas",
+    "shown_settings",
 ]
 
 CONFIG_MODULE = "eigenexp.conf"
@@ -319,6 +322,61 @@ def override_config(saved: Mapping[str, Any], overrides: Sequence[str]) -> DictC
     if not isinstance(config, DictConfig):
         raise ConfigError("configuration: expected a mapping")
     return config
+
+
+_NOT_SHOWN = ("trainer.enable_progress_bar", "image.path")
+
+
+def shown_settings(settings: Mapping[str, Any], picture: str) -> dict[str, Any]:
+    """Return the settings that dashboards show as parameters, flat, under dotted names.
+
+    ``model``, ``picture``, ``solver.k``, and of the others those that differ from their defaults:
+    MLflow prints every parameter above every picture. All of them are in the checkpoint and the
+    report.
+
+    Parameters
+    ----------
+    settings
+        The resolved configuration of a run.
+    picture
+        The picture's name.
+    """
+    shown: dict[str, Any] = {
+        "model": model_name(settings["model"]),
+        "picture": picture,
+        "solver.k": settings["solver"].get("k"),
+    }
+    usual = _usual_settings(settings)
+    for group in ("model", "image", "solver", "operator", "trainer", "study"):
+        here, there = settings.get(group) or {}, usual.get(group) or {}
+        for key, value in here.items():
+            if value is None or (key in there and there[key] == value) or key == "_target_":
+                continue
+            if f"{group}.{key}" not in _NOT_SHOWN and value != picture:
+                shown[f"{group}.{key}"] = value
+    if settings.get("parallel") is not None:
+        shown["parallel"] = settings["parallel"]
+    return shown
+
+
+def _usual_settings(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the defaults of each group, as the chosen model and solver have them."""
+    kind = _SOLVERS.get(str(settings["solver"].get("method")), SolverConfig)
+    usual: dict[str, dict[str, Any]] = {
+        "image": asdict(ImageConfig()),
+        "solver": asdict(kind()),
+        "operator": asdict(OperatorConfig()),
+        "trainer": asdict(TrainerConfig()),
+        "study": asdict(StudyConfig()),
+    }
+    target = settings["model"].get("_target_")
+    files = importlib.resources.files(CONFIG_MODULE).joinpath("model")
+    for name in options("model"):
+        given = yaml.safe_load(files.joinpath(f"{name}.yaml").read_text(encoding="utf-8")) or {}
+        if given.get("_target_") == target:
+            usual["model"] = given
+            break
+    return usual
 
 
 def options(group: str) -> list[str]:

@@ -6,7 +6,18 @@ import logging
 import sys
 import warnings
 
-__all__ = ["quiet"]
+__all__ = ["printable", "quiet", "say"]
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without characters that a terminal obeys instead of showing."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def say(text: str) -> None:
+    """Print lines a person reads; names in them are foreign, and shown as they are."""
+    for line in text.split("\n"):
+        print(printable(line), flush=True)
 
 
 def quiet() -> None:
@@ -16,7 +27,7 @@ def quiet() -> None:
     """
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"eigenexp: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"eigenexp: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
     warnings.showwarning = tell
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from eigenexp.errors import TrackingError
-from eigenexp.runs import open_root
+from eigenexp.errors import CheckpointError, TrackingError
+from eigenexp.runs import RunFolder, open_root
 from eigenexp.tracking import local_store
 
 __all__ = ["commands", "serve"]
 
 _START_SECONDS = 90.0
+_RENAME_SECONDS = 5.0
 _HOST = "127.0.0.1"
 
 
@@ -30,7 +32,7 @@ def commands(root: Path, mlflow_port: int, tensorboard_port: int) -> dict[str, l
     mlflow += ["--backend-store-uri", store.uri]
     mlflow += ["--default-artifact-root", str(root / "artifacts")]
     tensorboard = [sys.executable, "-m", "tensorboard.main", "--host", _HOST]
-    tensorboard += ["--port", str(tensorboard_port), "--logdir", str(root / "tb")]
+    tensorboard += ["--port", str(tensorboard_port), "--logdir", str(_named_logs(root))]
     return {"MLflow": mlflow, "TensorBoard": tensorboard}
 
 
@@ -62,10 +64,15 @@ def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
                 )
         for name, process in servers.items():
             _wait(name, process, ports[name], root)
-            print(f"{name + ':':<13}http://{_HOST}:{ports[name]}", flush=True)
+            page = _runs_page(root) if name == "MLflow" else ""
+            print(f"{name + ':':<13}http://{_HOST}:{ports[name]}{page}", flush=True)
         print("Ctrl-C ends both", flush=True)
+        looked = time.monotonic()
         while all(process.poll() is None for process in servers.values()):
             time.sleep(0.5)
+            if time.monotonic() - looked > _RENAME_SECONDS:
+                _named_logs(root)
+                looked = time.monotonic()
         ended = next(name for name, process in servers.items() if process.poll() is not None)
         raise TrackingError(f"{ended} ended by itself; see {root / f'{ended.lower()}.log'}")
     except KeyboardInterrupt:
@@ -78,6 +85,46 @@ def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _runs_page(root: Path) -> str:
+    """Return MLflow's page of the newest run's experiment: its table of runs, nothing to click."""
+    client = local_store(root).client
+    experiments = [e.experiment_id for e in client.search_experiments(max_results=1000)]
+    newest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)
+    if not newest:
+        return ""
+    return f"/#/experiments/{newest[0].info.experiment_id}/runs?workflowType=machine_learning"
+
+
+def _named_logs(root: Path) -> Path:
+    """Return a folder of links by which TensorBoard lists runs by title and not by id alone.
+
+    Where links cannot be made the runs keep their ids.
+    """
+    logs, named = root / "tb", root / ".tb"
+    try:
+        named.mkdir(exist_ok=True)
+        wanted = {_log_name(root, log.name): log for log in logs.glob("*") if log.is_dir()}
+        for link in named.iterdir():
+            if link.is_symlink() and link.name not in wanted:
+                link.unlink()
+        for name, log in wanted.items():
+            if not (named / name).is_symlink():
+                (named / name).symlink_to(log, target_is_directory=True)
+    except OSError:
+        return logs
+    return named
+
+
+def _log_name(root: Path, run_id: str) -> str:
+    """Return a run's title with the beginning of its id, as one plain name of a folder."""
+    try:
+        title = str(RunFolder(root, run_id).read_record()["title"])
+    except (CheckpointError, KeyError):
+        return run_id
+    plain = re.sub(r"[^\w .=+-]", "_", title).strip(" .")[:80]
+    return f"{plain} {run_id[:8]}".strip()
 
 
 def _is_free(port: int) -> bool:

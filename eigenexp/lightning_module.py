@@ -220,7 +220,8 @@ class EigendistortionModule(L.LightningModule):
             "max_products": max_products,
             **solver_options,
         }
-        self.save_hyperparameters({**self._settings, "model": type(model).__name__})
+        given = {key: value for key, value in self._settings.items() if value is not None}
+        self.save_hyperparameters({**given, "model": type(model).__name__})
         # Metadata that whoever launched the run wants kept in every checkpoint: plain containers.
         self.run_metadata: dict[str, Any] = {}
         # Continue a checkpoint of another model, picture or precision all the same.

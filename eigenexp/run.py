@@ -25,11 +25,14 @@ from eigenexp.building import (
     check_trusted,
 )
 from eigenexp.callbacks import GracefulStop, ResultFiles
+from eigenexp.callbacks.sending import send_description, send_settings
 from eigenexp.checkpoints import find_checkpoint, load_metadata
-from eigenexp.config import override_config, plain_config
+from eigenexp.config import override_config, plain_config, shown_settings
 from eigenexp.errors import CheckpointError, ConfigError, TrackingError
 from eigenexp.images import Picture
 from eigenexp.lightning_module import EigendistortionModule
+from eigenexp.overview import failed_description, model_name, problem_row, result_row
+from eigenexp.provenance import plain
 from eigenexp.ranks import is_first_rank
 from eigenexp.resuming import (
     check_resolved,
@@ -104,6 +107,7 @@ def fit(
     settings = dict(config) if isinstance(config, dict) else plain_config(config)
     root = open_root(settings["root"])
     settings["root"] = str(root)
+    _check_names(settings)
     if is_study(settings):
         return _solve_study(settings, root, run, say=say)
     if run is not None:
@@ -162,7 +166,7 @@ def _solve(
         module.force_resume = start.force
         module.intended_changes += start.intended
 
-    title = f"{_model_name(settings)} at {picture.name}"
+    title = f"{model_name(settings['model'])} at {picture.name}"
     mlflow = _mlflow_logger(settings, root, run, title)
     run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
     folder = RunFolder(root, run_id)
@@ -184,18 +188,24 @@ def _run(
     run_id, root = folder.run_id, folder.root
     is_first = is_first_rank()
     if is_first:
-        folder.write_record(config=settings, status="RUNNING", picture=picture.record, title=title)
+        row = {**problem_row(settings), "picture": picture.name}
+        folder.write_record(
+            config=settings, status="RUNNING", picture=picture.record, title=title, row=row
+        )
     module.run_metadata["run_id"] = run_id
-    loggers = build_loggers(settings, run_id, mlflow)
     results = ResultFiles(folder.results, title=title)
-    callbacks = build_callbacks(settings, folder.checkpoints, results)
-    trainer = build_trainer(settings, loggers, callbacks)
-    if is_first:
-        say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
+    trainer: Any = None
     status, exit_code = "FAILED", 1
     try:
+        loggers = build_loggers(settings, run_id, mlflow)
+        callbacks = build_callbacks(settings, folder.checkpoints, results)
+        trainer = build_trainer(settings, loggers, callbacks)
+        if is_first:
+            say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
         for logger in loggers:
-            logger.log_hyperparams(_parameters(settings, picture.record))
+            send_settings(logger, shown_settings(settings, picture.name))
+        if mlflow is not None:
+            mlflow.log_tags({"picture_sha256": picture.record["sha256"]})
         _fit(trainer, module, checkpoint)
         stop = next(c for c in callbacks if isinstance(c, GracefulStop))
         exit_code = stop.exit_code or (OUT_OF_TIME if _is_out_of_time(trainer, module) else 0)
@@ -205,13 +215,19 @@ def _run(
         raise
     finally:
         reason = _stop_reason(trainer, module, status, exit_code)
+        facts = _facts(settings, picture, module, status)
+        error = sys.exc_info()[1] if status == "FAILED" else None
+        problem = None if error is None else " ".join(str(error).split())[:500]
         try:
             if is_first:
-                folder.write_record(status=status, stop_reason=reason)
-        except TrackingError as error:  # what ended the run is more worth telling
-            log.warning("%s", error)
+                folder.write_record(status=status, stop_reason=reason, row=facts, error=problem)
+        except TrackingError as full:  # what ended the run is more worth telling
+            log.warning("%s", full)
         if mlflow is not None:
             mlflow.log_tags({"stop_reason": reason, **_drift_tags(module)})
+            if error is not None:
+                text = failed_description(title, error)
+                send_description(mlflow, text, {"error": problem or ""}, 0)
             mlflow.set_status(status)
             mlflow.close()
     with warnings.catch_warnings():
@@ -339,7 +355,15 @@ def _fit(trainer: Any, module: EigendistortionModule, checkpoint: Path | None) -
             raise
 
 
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Refuse what no store takes, before a run is begun."""
+    if not str(settings.get("experiment_name", "eigenexp")).strip():
+        raise ConfigError("experiment_name: expected a name, got an empty one; leave it out")
+
+
 def _set_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: expected at least 1, or null for the machine's, got {threads}")
     if threads is not None:
         torch.set_num_threads(threads)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -357,12 +381,6 @@ def _drift_tags(module: EigendistortionModule) -> dict[str, str]:
     }
 
 
-def _model_name(settings: Mapping[str, Any]) -> str:
-    name = str(settings["model"]["_target_"]).rpartition(".")[2]
-    layer = settings["model"].get("layer")
-    return name if layer is None else f"{name}.{layer}"
-
-
 def _mlflow_logger(
     settings: Mapping[str, Any], root: Path, run: RunFolder | None, title: str
 ) -> MLflowLogger | None:
@@ -378,17 +396,24 @@ def _mlflow_logger(
     )
 
 
-def _parameters(settings: Mapping[str, Any], picture: Mapping[str, Any]) -> dict[str, Any]:
-    groups = ("model", "image", "solver", "operator", "trainer")
-    parameters: dict[str, Any] = {group: settings[group] for group in groups if group in settings}
-    parameters["picture_sha256"] = picture["sha256"]
-    return parameters
-
-
 def _is_out_of_time(trainer: Any, module: EigendistortionModule) -> bool:
     """Whether the trainer's timer ended the run before the solver or the steps did."""
     at_max_steps = trainer.global_step >= trainer.max_steps >= 0
     return not at_max_steps and module.solver.stop_reason is StopReason.RUNNING
+
+
+def _facts(
+    settings: Mapping[str, Any], picture: Picture, module: EigendistortionModule, status: str
+) -> dict[str, Any]:
+    """Return the run's line in a table of runs; without a result, what it was to be."""
+    row = {**problem_row(settings), "picture": picture.name}
+    try:
+        spectrum = module.solver.result()
+    except Exception:
+        if status != "FAILED":
+            raise
+        return row  # whatever went wrong, it is told where it is raised
+    return {**row, **plain(result_row(spectrum))}
 
 
 def _stop_reason(trainer: Any, module: EigendistortionModule, status: str, code: int) -> str:

@@ -340,6 +340,12 @@ NAN = np.full((1, 1, 8, 8), np.nan, dtype=np.float32)
         (["fit", "trainer.precision=12"], ["precision"]),
         (["fit", "trainer.accelerator=warp", *SMALL], ["warp"]),
         (["fit", "root=file/inside", *SMALL], ["root=…"]),
+        (["fit", *SMALL, "threads=0"], ["threads", "at least 1"]),
+        (["fit", "experiment_name=''", *SMALL], ["experiment_name"]),
+        (["fit", "image.source=a\x1b[31m"], ["a?[31m"]),
+        (["fit", "image=folder", "image.path=nowhere"], ["image.path", "there is no", "nowhere"]),
+        (["fit", "image=folder", "image.path=fil"], ["did you mean file?"]),
+        (["fit", "image.path=nowhere", "parallel=average"], ["image.path", "there is no"]),
         (["resume", "no-such-run"], ["no-such-run", "newest runs"]),
         (["show", "no-such-run"], ["no-such-run"]),
     ],
@@ -356,6 +362,22 @@ def test_a_mistake_is_one_line_and_a_non_zero_exit(
     assert errors[0].startswith("eigenexp: ")
     for word in words:
         assert word in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["image=folder", "image.path=nowhere"], []),
+        (["experiment_name=''", *SMALL], []),
+        (["callbacks.log_every=0", *SMALL], ["FAILED"]),
+        (["trainer.accelerator=warp", *SMALL], ["FAILED"]),
+    ],
+)
+def test_a_mistake_leaves_no_run_that_seems_to_go_on(
+    arguments: list[str], status: list[str], in_tmp: Path
+) -> None:
+    assert main(["fit", "logger=none", *arguments]) == 1
+    assert [run.read_record()["status"] for run in list_runs(in_tmp / "mlruns")] == status
 
 
 def test_a_mistake_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from eigenexp.dashboards import serve
+from eigenexp.dashboards import _named_logs, _runs_page, serve
 from eigenexp.errors import TrackingError
+from eigenexp.runs import RunFolder
+from eigenexp.tracking import local_store
 
 
 def free_port() -> int:
@@ -30,6 +32,32 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(TrackingError, match=f"port {port} to be free.*--tensorboard-port"):
             serve(tmp_path, free_port(), port)
+
+
+def test_tensorboard_lists_runs_by_title_and_no_title_leads_out(tmp_path: Path) -> None:
+    titles = {"a" * 32: "OnOff at camera", "b" * 32: "../../etc <script>", "c" * 32: None}
+    for run_id, title in titles.items():
+        (tmp_path / "tb" / run_id).mkdir(parents=True)
+        if title is not None:
+            RunFolder(tmp_path, run_id).write_record(title=title)
+    named = _named_logs(tmp_path)
+    links = {link.name: link.resolve().name for link in named.iterdir()}
+    assert links["OnOff at camera aaaaaaaa"] == "a" * 32
+    assert links["c" * 32] == "c" * 32
+    assert sorted(links.values()) == sorted(titles)
+    RunFolder(tmp_path, "a" * 32).write_record(title="renamed")
+    assert {link.name for link in _named_logs(tmp_path).iterdir()} >= {"renamed aaaaaaaa"}
+    assert len(list(named.iterdir())) == 3
+
+
+def test_mlflow_is_opened_at_the_newest_table_of_runs(tmp_path: Path) -> None:
+    assert _runs_page(tmp_path) == ""
+    store = local_store(tmp_path)
+    store.create_run("first")
+    time.sleep(0.01)
+    store.create_run("second")
+    experiment = store.experiment_id("second")
+    assert _runs_page(tmp_path).startswith(f"/#/experiments/{experiment}/runs?")
 
 
 @pytest.mark.slow

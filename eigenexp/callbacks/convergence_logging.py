@@ -29,13 +29,19 @@ def pair_name(index: int, n: int) -> str:
 
 
 def convergence_metrics(progress: Progress, n: int) -> dict[str, float]:
-    """Return one flat dict of metrics: eigenvalue and relative residual of each pair, products."""
+    """Return one flat dict of metrics: eigenvalue and relative residual of each pair, products.
+
+    Residuals come as they are and as their log10: dashboards draw linear axes until told otherwise.
+    """
     metrics = {"products": float(progress.num_products)}
     scale = progress.scale if progress.scale > 0 else 1.0
     for i, index in enumerate(progress.eigenindex.tolist()):
         name = pair_name(index, n)
         metrics[f"eigenvalue/{name}"] = float(progress.eigenvalues[i])
-        metrics[f"residual/{name}"] = float(progress.residuals[i]) / scale
+        residual = float(progress.residuals[i]) / scale
+        metrics[f"residual/{name}"] = residual
+        if 0 < residual < math.inf:
+            metrics[f"residual_log10/{name}"] = math.log10(residual)
     if math.isfinite(progress.worst):
         metrics["worst_residual"] = progress.worst
         metrics["worst_residual_over_tol"] = progress.worst / progress.tol
@@ -64,7 +70,8 @@ class ConvergenceLogging(L.Callback):
     The step of a point is the number of products used, so that runs of different methods can be
     laid over each other; loggers stamp the wall time themselves.
 
-    Metrics: ``residual/<i>`` (‖Fv − λv‖ / λmax), ``eigenvalue/<i>``, ``worst_residual``,
+    Metrics: ``residual/<i>`` (‖Fv − λv‖ / λmax), ``residual_log10/<i>`` (for dashboards whose axes
+    are linear at first), ``eigenvalue/<i>``, ``worst_residual``,
     ``worst_residual_over_tol``, ``eigenvalue_change`` (2-norm of the change since the last point,
     over λmax), ``subspace_angle/top`` and ``/bottom`` (radians, since the last angle),
     ``products``, ``trainer_step``, ``step_seconds``, ``elapsed_seconds``, ``memory_mb`` and on a

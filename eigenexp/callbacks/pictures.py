@@ -8,7 +8,7 @@ import lightning as L
 
 from eigenexp.callbacks.convergence_logging import pair_name
 from eigenexp.callbacks.pacing import Pace
-from eigenexp.callbacks.sending import send_picture
+from eigenexp.callbacks.sending import enlarge, send_picture
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.errors import InputError
 
@@ -77,7 +77,7 @@ class DistortionPictures(L.Callback):
             pixels = distortion_image(spectrum, i, module.operator.image_shape)
             name = pair_name(int(spectrum.eigenindex[i]), module.solver.settings.n)
             for logger in trainer.loggers:
-                send_picture(logger, f"distortion/{name}", pixels, step)
+                send_picture(logger, f"distortion/{name}", enlarge(pixels), step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step last shown."""

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from eigenexp.callbacks.convergence_logging import ConvergenceLogging
+from eigenexp.callbacks.sending import send_description, send_files, send_picture, send_point
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.checkpoints import write_atomic
 from eigenexp.errors import CheckpointError
+from eigenexp.lightning_module import EigendistortionModule
+from eigenexp.overview import description, result_row
 from eigenexp.picture_files import PICTURE_FILE, save_picture
 from eigenexp.spectrum import Spectrum
 
@@ -136,7 +142,9 @@ class ResultFiles(L.Callback):
         if history is not None:
             curves = folder / CONVERGENCE_FILE
             self.paths[curves.name] = write_atomic(curves, convergence_table(history).encode())
-        for name, figure in self._figures(trainer, pl_module, spectrum).items():
+        title = self._title(module)
+        figures = self._figures(trainer, module, spectrum, title)
+        for name, figure in figures.items():
             path = folder / f"{name}.png"
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=120)
@@ -144,6 +152,28 @@ class ResultFiles(L.Callback):
             self.paths[path.name] = path
         kept = [path for name, path in self.paths.items() if name != PICTURE_FILE]
         _hand_over(trainer, kept)
+        self._tell_loggers(trainer, spectrum, title, figures)
+
+    def _tell_loggers(
+        self, trainer: L.Trainer, spectrum: Spectrum, title: str, figures: Iterable[str]
+    ) -> None:
+        """Give every logger what its table of runs sorts by, a description, and the figures."""
+        row = result_row(spectrum)
+        numbers = ("lambda_max", "lambda_min", "pairs_proven")
+        metrics = {name: float(row[name]) for name in numbers if row[name] is not None}
+        text = description(title, spectrum)
+        step = spectrum.num_products
+        for logger in trainer.loggers:
+            send_point(logger, metrics, step)
+            send_description(logger, text, {"status": row["status"]}, step)
+            for name in figures:
+                send_picture(logger, f"figure/{name}", _pixels(self.paths[f"{name}.png"]), step)
+
+    def _title(self, module: EigendistortionModule) -> str:
+        if self.title is not None:
+            return self.title
+        picture = module.picture.name if module.picture is not None else "picture"
+        return f"{type(module.model).__name__} at {picture}"
 
     def _folder(self, trainer: L.Trainer) -> Path:
         folder = self.dirpath or Path(trainer.default_root_dir) / "results"
@@ -151,15 +181,10 @@ class ResultFiles(L.Callback):
         return folder
 
     def _figures(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, spectrum: Spectrum
+        self, trainer: L.Trainer, module: EigendistortionModule, spectrum: Spectrum, title: str
     ) -> dict[str, Any]:
         from eigenexp.plots import convergence_figure, distortion_figure, spectrum_figure
 
-        module = solver_module(pl_module)
-        title = self.title
-        if title is None:
-            picture = module.picture.name if module.picture is not None else "picture"
-            title = f"{type(module.model).__name__} at {picture}"
         figures: dict[str, Any] = {}
         if len(spectrum):  # a solver stopped before its first estimate has no pair to show
             figures["distortions"] = distortion_figure(spectrum, module.image, title=title)
@@ -178,10 +203,12 @@ def _history(trainer: L.Trainer) -> dict[str, Any] | None:
     return None
 
 
+def _pixels(path: Path) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
 def _hand_over(trainer: L.Trainer, paths: Iterable[Path]) -> None:
     """Give files to every logger that keeps artifacts; one without is passed over."""
     for logger in trainer.loggers:
-        log_artifact = getattr(logger, "log_artifact", None)
-        if log_artifact is not None:
-            for path in paths:
-                log_artifact(path, "results")
+        send_files(logger, paths, "results")

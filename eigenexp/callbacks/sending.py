@@ -1,4 +1,4 @@
-"""Points and pictures handed to any logger, in the cheapest way that it has."""
+"""Points, pictures, files and texts handed to any logger, in the cheapest way that it has."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,23 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
     from torch.utils.tensorboard import FileWriter
 
-__all__ = ["EventFile", "forget_points_from", "send_picture", "send_point", "write_directly"]
+__all__ = [
+    "EventFile",
+    "enlarge",
+    "forget_points_from",
+    "send_description",
+    "send_files",
+    "send_picture",
+    "send_point",
+    "send_settings",
+    "write_directly",
+]
+
+NOTE_TAG = "mlflow.note.content"
+"""The tag MLflow shows as a run's description."""
+TABLE_METRICS = ("lambda_max", "lambda_min", "worst_residual", "pairs_proven", "products")
+"""The last values that tables of runs sort by."""
+_SHOWN_SIDE = 256
 
 log = logging.getLogger(__name__)
 
@@ -135,3 +151,71 @@ def send_picture(logger: Logger, key: str, pixels: npt.NDArray[np.uint8], step: 
     else:  # the signature of Lightning's other loggers
         log_image(key=key, images=[pixels], step=step)
     return True
+
+
+def enlarge(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return a small picture with each pixel as a square, so that a dashboard's card is filled.
+
+    MLflow shows pictures in their own size, in which one of 32×32 is a stamp.
+    """
+    times = _SHOWN_SIDE // max(pixels.shape[:2])
+    if times < 2:
+        return pixels
+    return pixels.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def send_files(logger: Logger, paths: Iterable[Path], folder: str) -> None:
+    """Hand files to a logger that keeps artifacts; one without is passed over."""
+    if isinstance(logger, MLFlowLogger):  # Lightning's own
+        for path in paths:
+            logger.experiment.log_artifact(logger.run_id, str(path), folder)
+        return
+    log_artifact = getattr(logger, "log_artifact", None)
+    if log_artifact is not None:
+        for path in paths:
+            log_artifact(path, folder)
+
+
+def send_description(logger: Logger, markdown: str, tags: Mapping[str, str], step: int) -> None:
+    """Give a run its description: MLflow's, or TensorBoard's text; and tags, where there are any.
+
+    Parameters
+    ----------
+    logger
+        Any; one with neither is passed over.
+    markdown
+        The description, its foreign texts escaped.
+    tags
+        Short facts that tables of runs sort by.
+    step
+        Place of a text on TensorBoard's slider.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        if _file_writer(logger) is not None:
+            logger.experiment.add_text("summary", markdown, step)
+        return
+    noted = {**tags, NOTE_TAG: markdown}
+    if isinstance(logger, MLFlowLogger):  # Lightning's own
+        for key, value in noted.items():
+            logger.experiment.set_tag(logger.run_id, key, value)
+    elif hasattr(logger, "log_tags"):
+        logger.log_tags(noted)
+
+
+def send_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
+    """Hand over a run's settings; TensorBoard gets them as a line of its table of runs."""
+    writer = _file_writer(logger)
+    if writer is None:
+        logger.log_hyperparams(dict(settings))
+        return
+    from torch.utils.tensorboard import summary
+
+    make: Callable[..., tuple[Any, Any, Any]] = summary.hparams
+    plain = {key: value if _is_plain(value) else str(value) for key, value in settings.items()}
+    # The last value of each metric stands in the table, so the names alone are said here.
+    for line in make(plain, dict.fromkeys(TABLE_METRICS, 0.0)):
+        writer.add_summary(line)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (bool, int, float, str))

@@ -86,7 +86,8 @@ def _series(history: Mapping[str, Any] | None, kind: str) -> list[Series]:
     found: list[Series] = []
     for name, values in sorted((history.get(kind) or {}).items(), key=lambda e: _order(e[0])):
         if len(values) == len(products):
-            found.append((f"pair {name}", products, [float(value) for value in values]))
+            label = f"{name} pair" if name == "worst" else f"pair {name}"
+            found.append((label, products, [float(value) for value in values]))
     return found
 
 

@@ -16,17 +16,19 @@ from torch import Tensor
 from eigenexp.atomic import write_atomic
 from eigenexp.callbacks.results import CONVERGENCE_FILE
 from eigenexp.checkpoints import find_checkpoint, load_checkpoint
-from eigenexp.errors import CheckpointError, EigenexpError, InputError
-from eigenexp.images import Picture
+from eigenexp.errors import CheckpointError, EigenexpError, InputError, RunNotFoundError
+from eigenexp.images import Picture, load_picture
+from eigenexp.json_files import read_json
 from eigenexp.picture_files import PICTURE_FILE, load_saved_picture
 from eigenexp.report.page import render_report
+from eigenexp.report.unfinished import SPECTRUM_FILE, fetch_result, spectrum_so_far
 from eigenexp.report.view import ReportRun
 from eigenexp.runs import RunFolder, find_run
 from eigenexp.spectrum import Spectrum
+from eigenexp.study.folder import StudyFolder
 
-__all__ = ["load_run", "read_convergence", "report_from", "write_report"]
+__all__ = ["load_run", "load_runs", "read_convergence", "report_from", "write_report"]
 
-_SPECTRUM_FILE = "spectrum.safetensors"
 _COLUMN = re.compile(r"(residual|eigenvalue)/(-?\d{1,9})")
 _MOST_ROWS = 100_000
 
@@ -101,7 +103,11 @@ def write_report(
         When the file cannot be written.
     """
     many = [runs] if isinstance(runs, (ReportRun, str, os.PathLike)) else list(runs)
-    loaded = [run if isinstance(run, ReportRun) else load_run(run, root) for run in many]
+    loaded = [
+        each
+        for run in many
+        for each in ([run] if isinstance(run, ReportRun) else load_runs(run, root))
+    ]
     page = render_report(loaded, title)
     target = Path(path)
     try:
@@ -123,11 +129,96 @@ def load_run(name: str | os.PathLike[str], root: str | os.PathLike[str] = "mlrun
         When there is no such run or no result of it.
     """
     given = Path(name)
-    if (given / _SPECTRUM_FILE).is_file() and not (given / "run.json").is_file():
+    if (given / SPECTRUM_FILE).is_file() and not (given / "run.json").is_file():
         run = _tracked(given)
         return _read(given, run, title=given.absolute().name)
-    run = find_run(str(name), Path(root))
+    run = _find(str(name), Path(root).absolute())
     return _read(run.results, run, title=run.run_id)
+
+
+def load_runs(
+    name: str | os.PathLike[str], root: str | os.PathLike[str] = "mlruns"
+) -> list[ReportRun]:
+    """Read a run, or every picture of a study.
+
+    Raises
+    ------
+    RunNotFoundError, CheckpointError
+        When there is no such run or no result of it.
+    """
+    given = Path(name)
+    if not (given / SPECTRUM_FILE).is_file():
+        run = _find(str(name), Path(root).absolute())
+        if run.record_path.is_file() and run.read_record().get("study"):
+            return _study_runs(run)
+    return [load_run(name, root)]
+
+
+def _find(name: str, root: Path) -> RunFolder:
+    """Return a run of this machine, or else the tracking store's, its result fetched."""
+    try:
+        run = find_run(name, root)
+    except RunNotFoundError as absent:
+        if name == "last" or Path(name).exists() or "/" in name:
+            raise
+        try:
+            return fetch_result(name, root)
+        except RunNotFoundError as error:
+            raise RunNotFoundError(f"{absent}; {error}") from error
+    if run.record_path.is_file() and run.read_record().get("fetched"):
+        try:
+            return fetch_result(run.run_id, root)  # it may have gone on since
+        except EigenexpError as error:
+            warnings.warn(f"{error}; the report shows what was fetched before", stacklevel=4)
+    return run
+
+
+def _study_runs(run: RunFolder) -> list[ReportRun]:
+    """Return a study's finished pictures, in its order; those that failed are left out."""
+    record = run.read_record()
+    study = StudyFolder(run.results)
+    folders = sorted(path.parent for path in study.path.glob(f"pictures/*/{SPECTRUM_FILE}"))
+    if not folders:
+        raise CheckpointError(
+            f"{run.run_id}: expected a finished picture to report, got a study without one yet; "
+            f"go on with: eigenexp resume {run.run_id}"
+        )
+    config = record.get("config")
+    image = dict(config.get("image") or {}) if isinstance(config, Mapping) else {}
+    options = {key: image[key] for key in ("crop", "resize", "channels", "value_range")
+               if key in image}  # fmt: skip
+    found = []
+    for folder in folders:
+        spectrum = Spectrum.load(folder / SPECTRUM_FILE)
+        own = read_json(folder / "record.json", "a picture's record")
+        picture = _source_picture(own, options)
+        name = str(own.get("name") or folder.name)
+        found.append(
+            ReportRun(
+                title=f"{str(record.get('title') or '').partition(' at ')[0]} at {name}".strip(),
+                spectrum=spectrum,
+                image=None if picture is None else picture.tensor,
+                history=_history(folder, None),
+                status=str(own.get("status") or ""),
+                run_id=run.run_id,
+                created=str(record.get("created") or ""),
+                picture_name=name,
+                facts={"config": config} if isinstance(config, Mapping) else {},
+            )
+        )
+    return found
+
+
+def _source_picture(record: Mapping[str, Any], options: Mapping[str, Any]) -> Picture | None:
+    """Return a study's picture from where it was read, if it is still the same."""
+    known = record.get("picture")
+    known = known if isinstance(known, Mapping) else {}
+    try:
+        dtype = str(known.get("dtype") or "float32")
+        picture = load_picture(str(record.get("where")), dtype=dtype, **options)
+    except EigenexpError:
+        return None
+    return picture if picture.record["sha256"] == known.get("sha256") else None
 
 
 def _tracked(results: Path) -> RunFolder | None:
@@ -138,14 +229,8 @@ def _tracked(results: Path) -> RunFolder | None:
 
 
 def _read(results: Path, run: RunFolder | None, title: str) -> ReportRun:
-    path = results / _SPECTRUM_FILE
-    if not path.is_file():
-        name = title if run is None else run.run_id
-        raise CheckpointError(
-            f"{name}: expected a result to report, got a run without one yet; go on with: "
-            f"eigenexp resume {name}"
-        )
-    spectrum = Spectrum.load(path)
+    path = results / SPECTRUM_FILE
+    spectrum = Spectrum.load(path) if path.is_file() else _so_far(run, title)
     picture = _picture(results, spectrum)
     record = {} if run is None else run.read_record()
     config = record.get("config")
@@ -162,6 +247,25 @@ def _read(results: Path, run: RunFolder | None, title: str) -> ReportRun:
         created=str(record.get("created") or ""),
         picture_name="" if picture is None else picture.name,
         facts=facts,
+        problem=str(record.get("error") or ""),
+    )
+
+
+def _so_far(run: RunFolder | None, title: str) -> Spectrum:
+    """Return the pairs of a run that has not ended, from its checkpoint."""
+    name = title if run is None else run.run_id
+    problem = "no checkpoint"
+    if run is not None:
+        try:
+            spectrum = spectrum_so_far(run.checkpoints)
+            if len(spectrum):
+                return spectrum
+            problem = "no pair in its checkpoint"
+        except EigenexpError as error:
+            problem = str(error)
+    raise CheckpointError(
+        f"{name}: expected a result to report, got a run without one yet ({problem}); go on with: "
+        f"eigenexp resume {name}"
     )
 
 
@@ -216,6 +320,8 @@ def read_convergence(path: Path) -> dict[str, Any] | None:
             history[name] = column
         elif match:
             history[f"{match[1]}s"][match[2]] = column
+        elif name == "worst_residual":  # a study's, which keeps no curve a pair
+            history["residuals"]["worst"] = column
     return history if history["products"] else None
 
 

@@ -55,6 +55,8 @@ class ReportRun:
         Shown below the picture.
     facts
         More settings to list, nested as they are; ``spectrum.metadata`` is listed anyway.
+    problem
+        Why the run failed, if it did.
     """
 
     title: str
@@ -66,6 +68,7 @@ class ReportRun:
     created: str = ""
     picture_name: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
     def __post_init__(self) -> None:
         if self.image is not None and self.image.numel() != self.spectrum.num_pixels:
@@ -138,6 +141,7 @@ def run_view(run: ReportRun, number: int) -> dict[str, Any]:
         "notes": list(spectrum.notes),
         "ratio": sensitivity_ratio(spectrum),
         "facts": fact_groups(metadata, run.facts),
+        "problem": run.problem,
         "data": None if shown is None else _data(shown, limits, groups, spectrum, shape),
     }
 

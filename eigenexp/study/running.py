@@ -15,11 +15,14 @@ import lightning as L
 
 from eigenexp.building import build_loggers, build_trainer, operator_options
 from eigenexp.callbacks import GracefulStop
-from eigenexp.config import TrainerConfig
+from eigenexp.callbacks.sending import send_settings
+from eigenexp.config import TrainerConfig, shown_settings
+from eigenexp.overview import model_name, problem_row
 from eigenexp.ranks import is_first_rank
 from eigenexp.runs import RunFolder
 from eigenexp.study.module import StudyModule
 from eigenexp.study.progress import StudyLogging, StudyProgressBar
+from eigenexp.study.sources import find_pictures
 from eigenexp.tracking import MLflowLogger
 from eigenexp.tracking.children import ChildRuns
 
@@ -93,8 +96,9 @@ def fit_study(
         One line that says what to change.
     """
     is_first = is_first_rank()
-    name = str(settings["model"]["_target_"]).rpartition(".")[2]
-    title = f"{name} at {_short(settings['image']['path'])}"
+    if run is None:
+        find_pictures(settings["image"]["path"])  # a mistyped path begins no run
+    title = f"{model_name(settings['model'])} at {_short(settings['image']['path'])}"
     mlflow = mlflow_logger(title) if is_first else None
     run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
     place = RunFolder(root, run_id)
@@ -103,7 +107,8 @@ def fit_study(
     module.force_resume = force
     retry = settings["study"]["retry_failed"]
     if is_first:
-        place.write_record(config=settings, status="RUNNING", title=title, study=True)
+        row = {**problem_row(settings), "picture": _short(settings["image"]["path"])}
+        place.write_record(config=settings, status="RUNNING", title=title, study=True, row=row)
         if retry:
             module.folder.forget_failures()
         say(f"run {run_id}: {title}, files under {place.results}")
@@ -119,9 +124,7 @@ def fit_study(
     status = "FAILED"
     try:
         for logger in loggers:
-            logger.log_hyperparams(
-                {group: settings[group] for group in ("model", "image", "solver", "study")}
-            )
+            send_settings(logger, shown_settings(settings, _short(settings["image"]["path"])))
         _fit(trainer, module)
         status = "KILLED" if stop.received is not None else "FINISHED"
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,8 @@ def find_pictures(path: str | Path | Sequence[str | Path]) -> list[str]:
         raise InputTypeError(
             f"image.path: expected a folder, a glob, or a list, got {type(path).__name__}"
         )
+    if isinstance(path, (str, Path)) and str(path).strip():
+        _check_exists(path)
     parts = [path] if isinstance(path, (str, Path)) else list(path)
     found = [file for part in parts for file in _expand(part)]
     if not found:
@@ -74,6 +77,20 @@ def find_pictures(path: str | Path | Sequence[str | Path]) -> list[str]:
         example = twice[0] if twice else "several"
         raise ImageError(f"image.path: expected each picture once, got {example} twice")
     return found
+
+
+def _check_exists(path: str | Path) -> None:
+    """Refuse a path that names nothing; in a list a missing file is that picture's failure."""
+    place = Path(path).expanduser().absolute()
+    if place.exists() or glob.has_magic(str(path)) or str(path) in bundled_pictures():
+        return
+    here = sorted(p.name for p in place.parent.glob("*")) if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, here, n=3)
+    advice = f"did you mean {' or '.join(near)}?" if near else "check the path, or quote a glob"
+    raise ImageError(
+        f"image.path: expected a folder, a glob or a list of pictures, got {str(path)!r}: there is "
+        f"no {place}; {advice}"
+    )
 
 
 def _expand(part: Any) -> list[str]:

@@ -6,12 +6,13 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eigenexp.errors import EigenexpError
+from eigenexp.overview import problem_row, result_row, worst_status
 from eigenexp.sweeps.manifest import FAILED, FINISHED, PENDING, RUNNING, STOPPED, SweepFolder
 
 __all__ = ["JOB_TAG", "SWEEP_TAG", "SweepJob", "SweepStoppedError"]
@@ -135,45 +136,21 @@ class SweepJob:
 
 def job_row(settings: Mapping[str, Any], result: Any) -> dict[str, Any]:
     """Return a finished job's line of the table; a job of many pictures has their worst."""
-    if not hasattr(result, "spectrum"):
-        records = [record for record in result.records.values() if record.get("pairs")]
-        pairs = [pair for record in records for pair in record["pairs"]]
-        return {
-            **failed_row(settings),
-            "worst_residual": max((p["relative_residual"] for p in pairs), default=None),
-            "status": _worst([str(pair["status"]) for pair in pairs]),
-            "products": sum(record["num_products"] for record in records),
-        }
-    spectrum = result.spectrum
-    which = settings["solver"].get("which", "both")
-    values, scale = spectrum.eigenvalues.tolist(), float(spectrum.scale)
-    worst = float(spectrum.residuals.max()) if len(values) else float("nan")
+    if hasattr(result, "spectrum"):
+        return {**failed_row(settings), **result_row(result.spectrum)}
+    records = [record for record in result.records.values() if record.get("pairs")]
+    pairs = [pair for record in records for pair in record["pairs"]]
     return {
         **failed_row(settings),
-        "lambda_max": values[0] if values and which != "bottom" else None,
-        "lambda_min": values[-1] if values and which != "top" else None,
-        "worst_residual": worst / scale if scale > 0 else worst,
-        "status": _worst([str(status) for status in spectrum.status]),
-        "products": spectrum.num_products,
+        "worst_residual": max((p["relative_residual"] for p in pairs), default=None),
+        "status": worst_status([str(pair["status"]) for pair in pairs]),
+        "products": sum(record["num_products"] for record in records),
     }
-
-
-def _worst(statuses: Sequence[str]) -> str:
-    order = ("unconverged", "unverified", "converged")
-    return next((status for status in order if status in statuses), "unconverged")
 
 
 def failed_row(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the line of a job that has no result: what it was to be."""
-    model, image = settings["model"], settings["image"]
-    name = str(model.get("_target_", "")).rpartition(".")[2]
-    layer = model.get("layer")
-    picture = image.get("source") or image.get("path") or ""
-    return {
-        "model": name if layer is None else f"{name}.{layer}",
-        "picture": str(picture),
-        "k": settings["solver"].get("k"),
-    }
+    return problem_row(settings)
 
 
 def _granted_threads() -> int | None:

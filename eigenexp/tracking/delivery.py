@@ -31,6 +31,8 @@ __all__ = ["Sender", "is_alive"]
 log = logging.getLogger(__name__)
 
 BATCH_POINTS = 1000
+# MLflow's own is 256, in which the text of a figure cannot be read.
+_THUMBNAIL = 640
 _PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
@@ -325,7 +327,7 @@ class Sender:
         small = Image.fromarray(pixels)
         for name, form in ((f"{stem}.png", "PNG"), (f"{stem}+compressed.webp", "WEBP")):
             if form == "WEBP":
-                small.thumbnail((256, 256))
+                small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             data = io.BytesIO()
             small.save(data, form)
             (folder / name).write_bytes(data.getvalue())

@@ -5,16 +5,25 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import eigenexp as ee
 from eigenexp.callbacks.results import convergence_table
+from eigenexp.checkpoints import CheckpointWarning
 from eigenexp.cli import main
 from eigenexp.errors import CheckpointError, ImageError, RunNotFoundError
 from eigenexp.images import load_picture
 from eigenexp.picture_files import load_saved_picture, save_picture
-from eigenexp.report import load_run
+from eigenexp.report import load_run, load_runs, render_report
 from eigenexp.report.sources import read_convergence
+from eigenexp.report.unfinished import spectrum_so_far
 from eigenexp.runs import RunFolder
+from eigenexp.study import StudyModule
+from eigenexp.sweeps.manifest import SweepFolder
+from eigenexp.tracking import local_store
+from tests.training import quiet_trainer
 
 from .conftest import make_history, make_spectrum
 
@@ -109,3 +118,106 @@ def test_the_command_writes_one_file_and_tells_where(
 def test_unknown_names_are_told(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError):
         load_run("last", tmp_path)
+
+
+# -- what has not ended, and what is not here ------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> RunFolder:
+    """A run that has a checkpoint and a picture, and no result."""
+    folder = RunFolder(tmp_path / "mlruns", "0f" * 16)
+    picture = load_picture("camera", crop=12)
+    model = ee.models.Gaussian(kernel_size=5)
+    module = ee.EigendistortionModule(model, picture, k=2, method="auto", tol=1e-9)
+    callbacks = [ee.ConvergenceLogging(1), ee.SolverCheckpoint(folder.checkpoints)]
+    quiet_trainer(tmp_path, callbacks, max_steps=9, enable_checkpointing=True).fit(module)
+    folder.results.mkdir(parents=True)
+    save_picture(picture, folder.results / "picture.safetensors")
+    folder.write_record(title="Gaussian at camera", status="RUNNING", error="disk <full>")
+    return folder
+
+
+def test_a_run_that_was_killed_is_reported_from_its_checkpoint(stopped: RunFolder) -> None:
+    run = load_run("last", stopped.root)
+    assert len(run.spectrum) == 4
+    assert run.spectrum.num_products == 9
+    assert not run.spectrum.converged.all()
+    assert run.spectrum.eigenvectors.shape == (4, 1, 12, 12)
+    assert run.image is not None
+    assert run.history is not None
+    page = render_report([run])
+    assert "disk &lt;full&gt;" in page
+    assert "running" in page
+
+
+def test_a_damaged_checkpoint_is_no_result(stopped: RunFolder) -> None:
+    for path in stopped.checkpoints.glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-40])
+    refused = pytest.raises(CheckpointError, match="eigenexp resume 0f0f")
+    with pytest.warns(CheckpointWarning), refused:
+        load_run("last", stopped.root)
+
+
+@pytest.mark.parametrize("result", [True, False], ids=["result", "checkpoint"])
+def test_a_run_of_the_server_alone_is_fetched(
+    stopped: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: bool
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = local_store(tmp_path / "far")
+    run_id = store.create_run("e", "Gaussian at camera")
+    store.upload(run_id, stopped.results / "picture.safetensors", "results")
+    if result:
+        spectrum_so_far(stopped.checkpoints).save(tmp_path / "spectrum.safetensors")
+        store.upload(run_id, tmp_path / "spectrum.safetensors", "results")
+    else:
+        store.upload(run_id, stopped.checkpoints / "last.ckpt", "checkpoints/last")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    near = tmp_path / "near"
+    run = load_run(run_id[:12], near)
+    assert (run.title, run.status, run.run_id) == ("Gaussian at camera", "RUNNING", run_id)
+    assert run.spectrum.num_products == 9
+    assert run.image is not None
+    store.finish_run(run_id)
+    assert load_run(run_id, near).status == "FINISHED"  # asked again, not remembered
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.warns(UserWarning, match="fetched before"):
+        assert load_run(run_id, near).status == "FINISHED"
+
+
+def test_a_study_is_its_pictures(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a", "b"):
+        pixels = np.random.default_rng(len(name)).integers(0, 255, (12, 12)).astype(np.uint8)
+        Image.fromarray(pixels).save(photos / f"{name}.png")
+    folder = RunFolder(tmp_path / "mlruns", "5d" * 16)
+    model = ee.models.Gaussian(kernel_size=5)
+    module = StudyModule(model, str(photos), folder.results, k=1, which="top", tol=1e-3)
+    quiet_trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(module)
+    config = {"image": {"channels": "gray"}}
+    folder.write_record(title="Gaussian at photos", status="FINISHED", study=True, config=config)
+    (photos / "b.png").write_bytes((photos / "a.png").read_bytes()[:-1] + b"?")
+    first, second = load_runs("last", folder.root)
+    assert (first.title, second.title) == ("Gaussian at a", "Gaussian at b")
+    assert first.image is not None
+    assert "Convergence" in render_report([first])
+    (photos / "b.png").unlink()
+    assert load_runs("last", folder.root)[1].image is None  # its distortions are shown alone
+
+
+def test_a_sweep_is_its_runs(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    sweep = SweepFolder(run.root, "20260101-000000-abcdef")
+    jobs = [("a=1",), ("a=2",)]
+    sweep.create(jobs, hydra=[], launcher="basic", cwd="/", rows=[{}, {}], experiment_name="e",
+                 logger={}, parent_run_id=None)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    arguments = ["report", "20260101", "--root", str(run.root), "--output", "s.html"]
+    assert main(arguments) == 1
+    assert "--retry-failed 20260101-000000-abcdef" in capsys.readouterr().err
+    sweep.write_job(0, "finished", run_id=run.run_id)
+    assert main(arguments) == 0
+    assert "Net at camera" in (tmp_path / "s.html").read_text()

@@ -1,0 +1,119 @@
+"""A run in one line and in one page: what run tables sort by, and what a description tells."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eigenexp.spectrum import Spectrum
+
+__all__ = [
+    "description",
+    "escape_markdown",
+    "failed_description",
+    "model_name",
+    "problem_row",
+    "result_row",
+    "worst_status",
+]
+
+_MOST_PAIRS = 12
+_STATUSES = ("unconverged", "unverified", "converged")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
+
+
+def model_name(model: Mapping[str, Any]) -> str:
+    """Return a configured model's class, with the layer it is cut at."""
+    name = str(model.get("_target_", "")).rpartition(".")[2]
+    layer = model.get("layer")
+    return name if layer is None else f"{name}.{layer}"
+
+
+def problem_row(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``model``, ``picture`` and ``k`` of a configuration: what is known before a result."""
+    image = settings["image"]
+    return {
+        "model": model_name(settings["model"]),
+        "picture": str(image.get("source") or image.get("path") or ""),
+        "k": settings["solver"].get("k"),
+    }
+
+
+def result_row(spectrum: Spectrum) -> dict[str, Any]:
+    """Return a result's line of a table.
+
+    ``lambda_max`` and ``lambda_min`` (``None`` for an end that was not asked for),
+    ``worst_residual`` (over λmax), ``status`` (the worst of the pairs'), ``pairs``,
+    ``pairs_proven``, ``products``.
+    """
+    values, scale = spectrum.eigenvalues.tolist(), float(spectrum.scale)
+    index = spectrum.eigenindex.tolist()
+    worst = float(spectrum.residuals.max()) if values else float("nan")
+    has_top = bool(values) and index[0] == 0
+    has_bottom = bool(values) and index[-1] == spectrum.num_pixels - 1
+    return {
+        "lambda_max": values[0] if has_top else None,
+        "lambda_min": values[-1] if has_bottom else None,
+        "worst_residual": worst / scale if scale > 0 else worst,
+        "status": worst_status([status.value for status in spectrum.status]),
+        "pairs": len(values),
+        "pairs_proven": int(spectrum.converged.sum()),
+        "products": spectrum.num_products,
+    }
+
+
+def worst_status(statuses: Sequence[str]) -> str:
+    """Return the status that is furthest from a proof; of none, ``unconverged``."""
+    return next((status for status in _STATUSES if status in statuses), "unconverged")
+
+
+def escape_markdown(text: object) -> str:
+    """Return any text as one line of Markdown that shows it, and neither formats nor obeys it."""
+    plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    escaped = _MARKDOWN.sub(r"\\\1", html.escape(plain, quote=False))
+    return escaped.replace("://", "&#58;//")  # some renderers make a link of any address
+
+
+def description(title: str, spectrum: Spectrum) -> str:
+    """Return a result as Markdown: verdict, table of pairs, why it ended, notes.
+
+    Parameters
+    ----------
+    title
+        Names of model and picture; any text, shown as it is.
+    spectrum
+        The result; may be empty.
+    """
+    row = result_row(spectrum)
+    lines = [
+        f"**{escape_markdown(title)}**: {row['pairs_proven']} of {row['pairs']} pairs proven, "
+        f"{row['products']} products with {escape_markdown(spectrum.method or 'a solver')}. "
+        f"{escape_markdown(spectrum.stop_reason.message.capitalize())}.",
+        "",
+    ]
+    pairs = spectrum.rows()
+    if pairs:
+        lines += [
+            "| index | eigenvalue | residual / λmax | error bound | status |",
+            "|---:|---:|---:|---:|:---|",
+        ]
+    half = _MOST_PAIRS // 2
+    left_out = max(0, len(pairs) - _MOST_PAIRS)
+    shown = [*pairs[:half], *pairs[-half:]] if left_out else pairs
+    for place, pair in enumerate(shown):
+        if left_out and place == half:
+            lines.append(f"| … | {left_out} more | | | |")
+        lines.append(
+            f"| {pair['index']} | {pair['eigenvalue']:.7g} | {pair['relative_residual']:.1e} "
+            f"| {pair['error_bound']:.1e} | {pair['status']} |"
+        )
+    lines += [f"\n*{escape_markdown(note)}*" for note in spectrum.notes[:6]]
+    return "\n".join(lines)
+
+
+def failed_description(title: str, error: BaseException) -> str:
+    """Return what a run that failed is described with."""
+    text = escape_markdown(f"{type(error).__name__}: {error}"[:600])
+    return f"**{escape_markdown(title)}** failed.\n\n{text}"

@@ -1,0 +1,110 @@
+"""What a run has so far: the pairs in its checkpoint, or what its tracking server keeps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eigenexp.callbacks.results import CONVERGENCE_FILE
+from eigenexp.checkpoints import METADATA_KEY, find_checkpoint, load_checkpoint
+from eigenexp.eigensolvers import make_solver
+from eigenexp.errors import CheckpointError, RunNotFoundError
+from eigenexp.picture_files import PICTURE_FILE
+from eigenexp.recasting import state_dtype
+from eigenexp.runs import RunFolder
+from eigenexp.spectrum import Spectrum
+from eigenexp.tracking import Store, download_artifact, download_checkpoint
+from eigenexp.tracking.store import check_run_id
+
+__all__ = ["SPECTRUM_FILE", "fetch_result", "spectrum_so_far"]
+
+SPECTRUM_FILE = "spectrum.safetensors"
+
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a solver must know of its operator to read a state; nothing is multiplied."""
+
+    shape: tuple[int, int]
+    image_shape: tuple[int, ...]
+    dtype: torch.dtype
+    rank_bound: int
+    device: torch.device = _CPU
+    start: Tensor | None = None
+
+    def apply(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError("a checkpoint alone has no products")
+
+
+def spectrum_so_far(checkpoints: Path) -> Spectrum:
+    """Return the pairs in a run's newest whole checkpoint, with the certificates they have.
+
+    Parameters
+    ----------
+    checkpoints
+        Folder of the checkpoints.
+
+    Raises
+    ------
+    CheckpointError
+        When there is none, or it holds no solver.
+    """
+    path = find_checkpoint(checkpoints, clean=False)
+    checkpoint = load_checkpoint(path)
+    try:
+        saved = checkpoint[METADATA_KEY]
+        metadata, state = dict(saved["metadata"]), saved["solver"]
+        sizes = _find_settings(state)
+        n, shape = int(sizes["n"]), tuple(int(side) for side in sizes["image_shape"])
+        bound = n if sizes["rank_bound"] is None else int(sizes["rank_bound"])
+        operator = _Sizes((n, n), shape, state_dtype(state), bound)
+        solver = make_solver(operator, **metadata["solver"])
+        solver.load_state_dict(state)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected a solver's state, got one that cannot be read "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+        ) from error
+    return solver.result().reshape(shape).with_metadata(metadata)
+
+
+def _find_settings(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the sizes in a state; ``auto`` keeps them with the method it chose."""
+    settings = state["chosen"]["settings"] if "chosen" in state else state["settings"]
+    if not isinstance(settings, Mapping):
+        raise TypeError("settings")
+    return settings
+
+
+def fetch_result(name: str, root: Path) -> RunFolder:
+    """Fetch a run's result from the tracking store; without one, its last checkpoint.
+
+    Nothing is executed, and nothing is written beside the run's own folders under ``root``.
+
+    Raises
+    ------
+    RunNotFoundError, CheckpointError, TrackingError
+        When the store does not have it, or does not answer.
+    """
+    store = Store(root)
+    if store.uri == store.sqlite_uri and not store.database.exists():
+        raise RunNotFoundError(f"{name}: expected a run of {store.uri}, got a store without runs")
+    found = store.find_run(name)
+    run = RunFolder(root, check_run_id(found.info.run_id))
+    for file in (SPECTRUM_FILE, PICTURE_FILE, CONVERGENCE_FILE):
+        with contextlib.suppress(RunNotFoundError):  # each of them may be missing
+            download_artifact(store, run.run_id, f"results/{file}", run.results)
+    if not (run.results / SPECTRUM_FILE).is_file():
+        download_checkpoint(store, run.run_id, run.checkpoints)
+    title = str(found.info.run_name or name)
+    run.write_record(status=str(found.info.status), title=title, fetched=True)
+    return run
