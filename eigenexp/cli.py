@@ -7,9 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eigenexp.console import quiet as _quiet
 from eigenexp.errors import EigenexpError
+
+if TYPE_CHECKING:
+    from eigenexp.runs import RunFolder
 
 __all__ = ["main"]
 
@@ -261,17 +265,15 @@ def _show(options: argparse.Namespace) -> int:
 
     if options.name is None:
         for run in list_runs(options.root):
-            record = run.read_record()
-            facts = (record["created"], f"{record['status']:<9}", record["title"])
-            print(f"{run.run_id}  {printable('  '.join(map(str, facts)))}")
+            print(f"{run.run_id}  {printable(_record_line(run))}")
         return 0
     if _show_sweep(options.name, options.root):
         return 0
     run = find_run(options.name, options.root)
     record = run.read_record()
-    print(printable(f"run {run.run_id}: {record['title']}"))
+    print(printable(f"run {run.run_id}: {record.get('title', '?')}"))
     reason = record.get("stop_reason")
-    print(printable(f"status {record['status']}" + (f" ({reason})" if reason else "")))
+    print(printable(f"status {record.get('status', '?')}" + (f" ({reason})" if reason else "")))
     if record.get("study"):
         from eigenexp.study.show import study_lines
 
@@ -289,6 +291,16 @@ def _show(options: argparse.Namespace) -> int:
     for result in sorted(run.results.iterdir()):
         print(result)
     return 0
+
+
+def _record_line(run: RunFolder) -> str:
+    """Return when a run began, its status and its title; a damaged record hides no other run."""
+    try:
+        record = run.read_record()
+    except EigenexpError:
+        return "(its record is damaged; resume it to write a new one)"
+    created, status, title = (record.get(key, "?") for key in ("created", "status", "title"))
+    return f"{created}  {status!s:<9}  {title}"
 
 
 def _show_sweep(name: str, root: str) -> bool:

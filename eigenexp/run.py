@@ -39,7 +39,7 @@ from eigenexp.resuming import (
     refresh_run,
     resumed_picture,
 )
-from eigenexp.runs import RunFolder, open_root
+from eigenexp.runs import OUT_OF_TIME, RunFolder, open_root
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.study.running import StudyResult, fit_study, is_study, study_summary
 from eigenexp.tracking import MLflowLogger
@@ -47,8 +47,6 @@ from eigenexp.tracking import MLflowLogger
 __all__ = ["RunResult", "fit", "resume", "summary"]
 
 log = logging.getLogger(__name__)
-
-OUT_OF_TIME = 124
 
 
 @dataclass(frozen=True)
@@ -104,28 +102,46 @@ def fit(
     settings = dict(config) if isinstance(config, dict) else plain_config(config)
     root = open_root(settings["root"])
     settings["root"] = str(root)
-    if is_study(settings):
-        return _solve_study(settings, root, run, say=say)
-    if run is not None:
-        if checkpoint is None:
-            picture = build_picture(settings)
-        else:
-            picture = resumed_picture(run, settings, load_metadata(checkpoint), say)
-        with hold_run(run):
-            return _solve(settings, root, Start(run, checkpoint, picture), say=say)
     choice = settings.get("resume", "never")
     if choice not in ("never", "auto"):
         raise ConfigError(f"resume: expected never or auto, got {choice!r}")
+    if run is not None:
+        with hold_run(run):
+            return _go_on(settings, root, run, checkpoint, say)
     if choice == "never":
-        return _solve(settings, root, say=say)
+        return _begin(settings, root, say)
     with claim_unfinished(settings, root) as claimed:
         if claimed is None:
             say("no unfinished run of these settings; a new one begins")
-            return _solve(settings, root, say=say)
+            return _begin(settings, root, say)
         found, last = claimed
         say(f"going on with the unfinished run {found.run_id}, from {last}")
-        picture = resumed_picture(found, settings, load_metadata(last), say)
-        return _solve(settings, root, Start(found, last, picture), say=say)
+        return _go_on(settings, root, found, last, say)
+
+
+def _begin(
+    settings: dict[str, Any], root: Path, say: Callable[[str], None]
+) -> RunResult | StudyResult:
+    if is_study(settings):
+        return _solve_study(settings, root, None, say=say)
+    return _solve(settings, root, say=say)
+
+
+def _go_on(
+    settings: dict[str, Any],
+    root: Path,
+    run: RunFolder,
+    checkpoint: Path | None,
+    say: Callable[[str], None],
+) -> RunResult | StudyResult:
+    """Go on with a run that the caller holds, by settings that are trusted."""
+    if is_study(settings):
+        return _solve_study(settings, root, run, say=say)
+    if checkpoint is None:
+        picture = build_picture(settings)
+    else:
+        picture = resumed_picture(run, settings, load_metadata(checkpoint), say)
+    return _solve(settings, root, Start(run, checkpoint, picture), say=say)
 
 
 @dataclass(frozen=True)
@@ -163,11 +179,13 @@ def _solve(
         module.intended_changes += start.intended
 
     title = f"{_model_name(settings)} at {picture.name}"
-    mlflow = _mlflow_logger(settings, root, run, title)
-    run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
-    folder = RunFolder(root, run_id)
-    with nullcontext() if start is not None else hold_run(folder):
-        return _run(folder, settings, module, picture, mlflow, checkpoint, title, say)
+    stop = GracefulStop()
+    with stop.listening():
+        mlflow = _mlflow_logger(settings, root, run, title)
+        run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
+        folder = RunFolder(root, run_id)
+        with nullcontext() if start is not None else hold_run(folder):
+            return _run(folder, settings, module, picture, mlflow, checkpoint, title, stop, say)
 
 
 def _run(
@@ -178,6 +196,7 @@ def _run(
     mlflow: MLflowLogger | None,
     checkpoint: Path | None,
     title: str,
+    stop: GracefulStop,
     say: Callable[[str], None],
 ) -> RunResult:
     """Run one solve in its folder and mark how it ended."""
@@ -188,7 +207,7 @@ def _run(
     module.run_metadata["run_id"] = run_id
     loggers = build_loggers(settings, run_id, mlflow)
     results = ResultFiles(folder.results, title=title)
-    callbacks = build_callbacks(settings, folder.checkpoints, results)
+    callbacks = build_callbacks(settings, folder.checkpoints, results, stop)
     trainer = build_trainer(settings, loggers, callbacks)
     if is_first:
         say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
@@ -197,7 +216,8 @@ def _run(
         for logger in loggers:
             logger.log_hyperparams(_parameters(settings, picture.record))
         _fit(trainer, module, checkpoint)
-        stop = next(c for c in callbacks if isinstance(c, GracefulStop))
+        if mlflow is not None:
+            stop.over(lambda: mlflow.limit(stop.patience))
         exit_code = stop.exit_code or (OUT_OF_TIME if _is_out_of_time(trainer, module) else 0)
         status = "KILLED" if exit_code else "FINISHED"
     except KeyboardInterrupt:
@@ -253,7 +273,7 @@ def resume(
         When there is no such run or checkpoint, or it does not fit.
     """
     run = locate_run(name, Path(root).absolute(), say)
-    if run.record_path.is_file() and run.read_record().get("study"):
+    if run.is_study:
         return _resume_study(run, overrides, force, trust, say)
     given = Path(name)
     with hold_run(run):
@@ -300,9 +320,18 @@ def _solve_study(
     def parent(title: str) -> MLflowLogger | None:
         return _mlflow_logger(settings, root, run, title)
 
-    return fit_study(
-        settings, model, root=root, mlflow_logger=parent, run=run, force=force, say=say
-    )
+    stop = GracefulStop(every_n_steps=1)
+    with stop.listening():
+        return fit_study(
+            settings,
+            model,
+            root=root,
+            mlflow_logger=parent,
+            stop=stop,
+            run=run,
+            force=force,
+            say=say,
+        )
 
 
 def _resume_study(
@@ -419,6 +448,10 @@ def summary(result: RunResult | StudyResult) -> list[str]:
         cause = "at trainer.max_time" if result.exit_code == OUT_OF_TIME else "by a signal"
         lines.append(f"stopped {cause}; go on with: eigenexp resume {result.run_id}")
     elif not (len(result.spectrum) and bool(result.spectrum.converged.all())):
-        lines.append(f"not every pair is proven; go on with: eigenexp resume {result.run_id} …")
+        out_of_steps = result.spectrum.stop_reason is StopReason.RUNNING
+        setting = "trainer.max_steps=…" if out_of_steps else "…"
+        lines.append(
+            f"not every pair is proven; go on with: eigenexp resume {result.run_id} {setting}"
+        )
     lines.append("dashboard: eigenexp ui")
     return lines

@@ -299,6 +299,53 @@ def test_a_second_interrupt_does_not_wait_for_the_step(
         ee.GracefulStop(patience=-1)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_leaves_a_checkpoint_of_it(
+    number: signal.Signals, small_problem: Problem, tmp_path: Path
+) -> None:
+    class InSetUp(L.Callback):
+        def on_fit_start(self, *_: Any) -> None:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    stop, checkpoint = ee.GracefulStop(), ee.SolverCheckpoint(tmp_path / "c")
+    with stop.listening():
+        fit(small_problem, tmp_path, [InSetUp(), stop, checkpoint])
+        assert stop.exit_code == 128 + number
+        assert load_checkpoint(checkpoint.last_path)["global_step"] == 1
+        assert signal.getsignal(number) is not before  # still heard
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_signal_after_the_run_only_hurries(
+    early: bool, small_problem: Problem, tmp_path: Path
+) -> None:
+    hurried = []
+    stop = ee.GracefulStop()
+    with stop.listening():
+        fit(small_problem, tmp_path, [stop], steps=5)
+        if early:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop.over(lambda: hurried.append(True))
+        if not early:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert hurried == [True]
+    assert stop.exit_code == 0  # the run was over
+
+
+def test_a_signal_on_the_way_out_keeps_the_exit_code(tmp_path: Path) -> None:
+    script = """
+import atexit, os, signal, sys
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+import eigenexp as ee
+with ee.GracefulStop().listening():
+    pass
+sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 7
+
+
 def test_loggers_are_told_and_hurried(small_problem: Problem, tmp_path: Path) -> None:
     told: list[tuple[str, float]] = []
 

@@ -90,7 +90,6 @@ class MLflowLogger(Logger):
         self._drain_timeout = drain_timeout
         self._outbox: Outbox | None = None
         self._status = "RUNNING"
-        self._deadline = math.inf
         if getattr(rank_zero_only, "rank", 0) == 0:
             self._outbox = Outbox(
                 self._store,
@@ -261,7 +260,13 @@ class MLflowLogger(Logger):
     def hurry(self, status: str, seconds: float) -> None:
         """Set the status and let all that follows wait ``seconds`` in all, and no longer."""
         self.set_status(status)
-        self._deadline = time.monotonic() + seconds
+        self.limit(seconds)
+
+    @rank_zero_only
+    def limit(self, seconds: float) -> None:
+        """Let all that waits, now or later, wait ``seconds`` from now in all and no longer."""
+        if self._outbox is not None:
+            self._outbox.deadline = min(self._outbox.deadline, time.monotonic() + seconds)
 
     def wait(self, timeout: float) -> bool:
         """Wait until the store has everything; give up early when it does not answer.
@@ -271,10 +276,7 @@ class MLflowLogger(Logger):
         bool
             Whether it has. What it has not stays in the spool.
         """
-        return self._outbox is None or self._outbox.wait(self._within(timeout))
-
-    def _within(self, timeout: float) -> float:
-        return max(0.0, min(timeout, self._deadline - time.monotonic()))
+        return self._outbox is None or self._outbox.wait(timeout)
 
     @rank_zero_only
     def close(self, timeout: float | None = None) -> bool:
@@ -289,7 +291,7 @@ class MLflowLogger(Logger):
             return True
         if self._status == "RUNNING":
             self.set_status("success")
-        return self._outbox.close(self._within(self._drain_timeout if timeout is None else timeout))
+        return self._outbox.close(self._drain_timeout if timeout is None else timeout)
 
     def _send(self, record: Record) -> None:
         if self._outbox is not None:
