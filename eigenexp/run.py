@@ -239,7 +239,9 @@ def _run(
         spectrum = module.spectrum()
     # Lightning kills a run of which a process ends with another code than 0: the first one tells.
     code = exit_code if is_first else 0
-    return RunResult(run_id, status, code, spectrum, results.paths)
+    # A resumed run that was over already writes nothing.
+    paths = results.paths or {path.name: path for path in sorted(folder.results.glob("*.*"))}
+    return RunResult(run_id, status, code, spectrum, paths)
 
 
 def resume(

@@ -24,7 +24,15 @@ from typing import Any
 from eigenexp.errors import TrackingError
 from eigenexp.tracking.files import write_text_atomic
 
-__all__ = ["Record", "Spool", "SpoolState", "find_spools", "is_sound", "session_record", "spool_folder"]
+__all__ = [
+    "Record",
+    "Spool",
+    "SpoolState",
+    "find_spools",
+    "is_sound",
+    "session_record",
+    "spool_folder",
+]
 
 Record = dict[str, Any]
 

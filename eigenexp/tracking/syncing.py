@@ -95,8 +95,8 @@ def _deliver(spool: Spool) -> SyncReport:
     try:
         while sender.step():
             pass
-        if not is_alive(sender.state.session) and not sender.state.ended:
-            sender.mark_dead()
+        if sender.state.ended or not is_alive(sender.state.session):
+            sender.mark_dead()  # unless it told how it ended
             sender.state.ended = True
     except Exception as error:
         problem = one_line(error)

@@ -210,6 +210,24 @@ def test_store_dead_from_the_start(make_logger, tmp_path, store, caplog):
     assert find_spools(store.root) == []
 
 
+def test_a_process_that_ends_without_a_word_leaves_no_running_run(root, store):
+    code = """
+import sys
+from eigenexp.tracking import MLflowLogger
+logger = MLflowLogger("e", root=sys.argv[1])
+print(logger.version)
+logger.log_metrics({"a": 1.0}, 0)
+raise SystemExit(3)
+"""
+    command = [sys.executable, "-c", code, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    end = time.monotonic() + 60
+    while find_spools(root) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert store.find_run(done.stdout.strip()).info.status == "FAILED"
+
+
 def test_who_waits_already_can_be_told_to_stop(make_logger):
     logger = make_logger()
     logger._outbox._process.kill()
