@@ -222,6 +222,8 @@ def problems_of(root: Path, folder: Path, run_id: str, truth: Path) -> list[str]
     sync(root)
     if find_spools(root):
         found.append("a spool is left")
+    # On a busy machine a life may have gone by a provisional id.
+    run_id = local_store(root).find_run(run_id).info.run_id
     with sqlite3.connect(root / "mlflow.db") as store, sqlite3.connect(truth / "mlflow.db") as calm:
         if store.execute("pragma integrity_check").fetchone() != ("ok",):
             found.append("a corrupt store")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 
 from eigenexp.building import (
@@ -202,19 +203,26 @@ def _run(
     """Run one solve in its folder and mark how it ended."""
     run_id, root = folder.run_id, folder.root
     is_first = is_first_rank()
-    if is_first:
-        folder.write_record(config=settings, status="RUNNING", picture=picture.record, title=title)
     module.run_metadata["run_id"] = run_id
     loggers = build_loggers(settings, run_id, mlflow)
     results = ResultFiles(folder.results, title=title)
-    callbacks = build_callbacks(settings, folder.checkpoints, results, stop)
+
+    def record_start() -> None:
+        if is_first:
+            facts = {"config": settings, "picture": picture.record, "title": title}
+            folder.write_record(status="RUNNING", **facts)
+        for logger in loggers:
+            logger.log_hyperparams(_parameters(settings, picture.record))
+
+    begin = _Beginning(record_start)
+    callbacks = [begin, *build_callbacks(settings, folder.checkpoints, results, stop)]
     trainer = build_trainer(settings, loggers, callbacks)
     if is_first:
         say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
     status, exit_code = "FAILED", 1
     try:
-        for logger in loggers:
-            logger.log_hyperparams(_parameters(settings, picture.record))
+        if checkpoint is None:
+            begin.now()
         _fit(trainer, module, checkpoint)
         if mlflow is not None:
             stop.over(lambda: mlflow.limit(stop.patience))
@@ -224,16 +232,17 @@ def _run(
         status = "KILLED"
         raise
     finally:
-        reason = _stop_reason(trainer, module, status, exit_code)
-        try:
-            if is_first:
-                folder.write_record(status=status, stop_reason=reason)
-        except TrackingError as error:  # what ended the run is more worth telling
-            log.warning("%s", error)
-        if mlflow is not None:
-            mlflow.log_tags({"stop_reason": reason, **_drift_tags(module)})
-            mlflow.set_status(status)
-            mlflow.close()
+        if begin.done:
+            reason = _stop_reason(trainer, module, status, exit_code)
+            try:
+                if is_first:
+                    folder.write_record(status=status, stop_reason=reason)
+            except TrackingError as error:  # what ended the run is more worth telling
+                log.warning("%s", error)
+            if mlflow is not None:
+                mlflow.log_tags({"stop_reason": reason, **_drift_tags(module)})
+                mlflow.set_status(status)
+                mlflow.close()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below says it, pair by pair
         spectrum = module.spectrum()
@@ -352,6 +361,25 @@ def _resume_study(
     with hold_run(run):
         say(f"resuming {run.results}")
         return _solve_study(settings, open_root(run.root), run, force=force, trust=trust, say=say)
+
+
+class _Beginning(L.Callback):
+    """Records that a run has begun, once; a resumed one when its checkpoint has proven to fit.
+
+    Until then nothing of the run is touched: one that is refused stays as it was.
+    """
+
+    def __init__(self, record: Callable[[], None]) -> None:
+        self._record = record
+        self.done = False
+
+    def now(self) -> None:
+        if not self.done:
+            self.done = True
+            self._record()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.now()
 
 
 # -- pieces ----------------------------------------------------------------------------------------

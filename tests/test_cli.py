@@ -430,6 +430,33 @@ def test_a_damaged_record_hides_nothing(
     assert found.read_record()["status"] == "FINISHED"
 
 
+@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *ENDLESS, "logger=mlflow", "trainer.max_steps=3"]) == 0
+    found = only_run(in_tmp)
+
+    def look() -> tuple[Any, ...]:
+        with sqlite3.connect(in_tmp / "mlruns" / "mlflow.db") as store:
+            tags = set(store.execute("select key, value from tags").fetchall())
+            return (
+                found.record_path.read_text(),
+                store.execute("select * from runs").fetchall(),
+                tags,
+            )
+
+    before = look()
+    capsys.readouterr()
+    assert main(["resume", "last", "image.crop=[0,0,48,48]"]) == 1
+    assert "does not fit" in capsys.readouterr().err
+    assert look() == before
+    assert main(["resume", "last", "trainer.max_steps=5"]) == 0
+    after = look()
+    assert ("eigenexp.resume_count", "1") in after[2]
+    assert found.read_record()["status"] == "FINISHED"
+
+
 def test_a_saved_target_outside_the_trusted_packages_is_not_built(tmp_path: Path) -> None:
     done = run(tmp_path, "fit", *SMALL, "logger=none", "trainer.max_steps=3")
     assert done.returncode == 0, done.stderr

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _HELD_BACK = 10_000
 _PATIENCE = 3.0
+_OUTLIVING: list[subprocess.Popen[bytes]] = []
+"""Senders that go on by themselves: held, for Python warns of a forgotten living process."""
 
 
 class Outbox:
@@ -208,6 +210,8 @@ class Outbox:
             self.append({"k": "end"})
         self._open = False
         self.spool.close()
+        if self._process is not None and self._process.poll() is None:
+            _OUTLIVING.append(self._process)
 
     def _launch(self) -> None:
         environ = {**QUIET_ENVIRONMENT, **os.environ}
