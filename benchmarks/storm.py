@@ -219,9 +219,13 @@ def problems_of(root: Path, folder: Path, run_id: str, truth: Path) -> list[str]
     if not torch.equal(torch.load(root / "result.pt"), torch.load(truth / "result.pt")):
         found.append("another result")
     find_checkpoint(folder)
-    sync(root)
+    end = time.monotonic() + 120  # the sender of an earlier life may still have its turn
+    while not all(report.complete for report in sync(root)) and time.monotonic() < end:
+        time.sleep(0.5)
     if find_spools(root):
         found.append("a spool is left")
+    # On a busy machine a life may have gone by a provisional id.
+    run_id = local_store(root).find_run(run_id).info.run_id
     with sqlite3.connect(root / "mlflow.db") as store, sqlite3.connect(truth / "mlflow.db") as calm:
         if store.execute("pragma integrity_check").fetchone() != ("ok",):
             found.append("a corrupt store")

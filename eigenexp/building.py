@@ -270,13 +270,13 @@ def build_loggers(config: Mapping[str, Any], run_id: str, mlflow: Logger | None)
 
 
 def build_callbacks(
-    config: Mapping[str, Any], checkpoints: Path, results: ResultFiles
+    config: Mapping[str, Any], checkpoints: Path, results: ResultFiles, stop: GracefulStop
 ) -> list[L.Callback]:
     """Return the callbacks in the order in which they must see a step."""
     every = config["callbacks"]
     callbacks: list[L.Callback] = [
         ConvergenceStopping(),
-        GracefulStop(),
+        stop,
         ConvergenceLogging(every["log_every"], every["angle_every"]),
         DistortionPictures(every["pictures_every"]),
         results,

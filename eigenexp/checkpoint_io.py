@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from eigenexp.checkpoints import load_checkpoint, metadata_path, save_checkpoint
+from eigenexp.checkpoints import (
+    CheckpointWarning,
+    find_checkpoint,
+    load_checkpoint,
+    metadata_path,
+    save_checkpoint,
+)
+from eigenexp.errors import CheckpointError
 
 __all__ = ["AtomicCheckpointIO"]
 
@@ -47,6 +55,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Return the verified checkpoint; ``weights_only`` is always true here.
 
+        A folder stands for its newest whole checkpoint. So does its ``last.ckpt`` when that is
+        damaged, with a :class:`~eigenexp.checkpoints.CheckpointWarning`.
+
         Raises
         ------
         CheckpointError
@@ -54,7 +65,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if _is_remote(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
-        return load_checkpoint(path, map_location=map_location)
+        place = Path(path)
+        if place.is_dir():
+            place = find_checkpoint(place)
+        try:
+            return load_checkpoint(place, map_location=map_location)
+        except CheckpointError as error:
+            if place.name != "last.ckpt" or not place.exists():
+                raise
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CheckpointWarning)  # told below
+                earlier = find_checkpoint(place.parent)
+            if earlier == place:
+                raise
+            warnings.warn(f"{error}; using {earlier}", CheckpointWarning, stacklevel=2)
+            return load_checkpoint(earlier, map_location=map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its metadata file."""

@@ -69,6 +69,7 @@ __all__ = [
     "plain",
     "remove_orphans",
     "save_checkpoint",
+    "sealed_step",
     "tensor_sha256",
     "verify_checkpoint",
     "write_atomic",
@@ -303,7 +304,7 @@ def find_checkpoint(folder: str | os.PathLike[str], *, clean: bool = True) -> Pa
     sealed, others = [], []
     for path in place.iterdir():
         if path.suffix == ".ckpt":
-            step = _sealed_step(path)
+            step = sealed_step(path)
             # A file without a seal may be the newest one, cut short: say so.
             if step is not None:
                 sealed.append((step, path.name == "last.ckpt", path))
@@ -320,7 +321,8 @@ def find_checkpoint(folder: str | os.PathLike[str], *, clean: bool = True) -> Pa
     )
 
 
-def _sealed_step(path: Path) -> int | None:
+def sealed_step(path: Path) -> int | None:
+    """Return the step a file's seal tells, unverified; ``None`` where there is no seal."""
     try:
         with _open_regular(path) as file:
             seal = _read_seal(file)

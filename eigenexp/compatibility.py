@@ -154,7 +154,10 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterab
 def _model(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterable[Difference]:
     if not saved or not current:
         return
-    same = "resume with the model of the saved run, or start a new one; --force goes on regardless"
+    same = (
+        "resume with the model of the saved run, or start a new one; --force (in Python "
+        "module.force_resume = True) goes on regardless"
+    )
     for name in ("class", "weights_sha256"):
         yield from _field(name, saved, current, Severity.HARMFUL, same, prefix="model.")
     outputs = saved.get("output_sha256"), current.get("output_sha256")

@@ -22,7 +22,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected {what}, got {error}") from error
+        raise CheckpointError(f"{path}: expected {what}, got a damaged file ({error})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a mapping, got another kind")
     return value

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from eigenexp.building import build_picture
-from eigenexp.checkpoints import find_checkpoint, load_metadata
+from eigenexp.checkpoints import CheckpointWarning, find_checkpoint, load_metadata
 from eigenexp.errors import (
     CheckpointError,
     ConfigError,
@@ -43,6 +44,7 @@ __all__ = [
 _CLAIMED = "EIGENEXP_CLAIMED_RUN"
 _IGNORED = ("resume", "root", "threads", "trust", "logger", "callbacks", "experiment")
 _IGNORED_TRAINER = ("enable_progress_bar", "max_time")
+_IGNORED_STUDY = ("checkpoint_seconds", "figures", "retry_failed")
 _DONE = ("max_steps", "max_products", "converged", "unverified", "floor", "stagnated", "breakdown")
 
 
@@ -56,8 +58,8 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     logged and saved, threads, the time limit.
     """
     kept = {key: value for key, value in settings.items() if key not in _IGNORED}
-    trainer = dict(kept.get("trainer") or {})
-    kept["trainer"] = {key: v for key, v in trainer.items() if key not in _IGNORED_TRAINER}
+    for group, ignored in (("trainer", _IGNORED_TRAINER), ("study", _IGNORED_STUDY)):
+        kept[group] = {k: v for k, v in dict(kept.get(group) or {}).items() if k not in ignored}
     text = json.dumps(plain(kept), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -69,11 +71,14 @@ def claim_unfinished(
     """Yield the newest unfinished run of these settings and its checkpoint, held for the block.
 
     A run counts as unfinished when it was killed, failed, or ran out of time, and has a checkpoint
-    that is whole. One that another process works on is passed over, so that of two commands that
-    start at once each gets a run of its own. ``None`` where there is none.
+    that is whole; a study, when it has its plan, which then stands for the checkpoint. One that
+    another process works on is passed over, so that of two commands that start at once each gets a
+    run of its own. ``None`` where there is none.
     """
     wanted = settings_hash(settings)
     first = os.environ.get(_CLAIMED) if _rank() else None
+    if not _rank():
+        os.environ[_CLAIMED] = ""  # known to the ranks that this one will start
     for run in reversed(list_runs(root)):
         if first is not None and run.run_id != first:
             continue  # another rank goes on with what the first one claimed
@@ -99,11 +104,16 @@ def _is_unfinished(run: RunFolder, wanted: str) -> bool:
     except CheckpointError:
         return False
     config = record.get("config")
-    done = record.get("status") == "FINISHED" and record.get("stop_reason") in _DONE
+    done = record.get("status") == "FINISHED" and (
+        bool(record.get("study")) or record.get("stop_reason") in _DONE
+    )
     return not done and isinstance(config, Mapping) and settings_hash(config) == wanted
 
 
 def _newest(run: RunFolder) -> Path | None:
+    plan = run.results / "study.json"
+    if plan.is_file():
+        return plan
     try:
         return find_checkpoint(run.checkpoints)  # warns of each that is damaged
     except CheckpointError:
@@ -167,10 +177,12 @@ def fetch_run(store: Store, name: str, root: Path, say: Any = print) -> RunFolde
 def refresh_run(run: RunFolder, say: Any = print) -> None:
     """Fetch the tracking server's checkpoint where the run went further on another machine.
 
-    A server that does not answer, or does not know the run, changes nothing.
+    So is the local store's, where no checkpoint here is whole. A store that does not answer, or
+    does not know the run, changes nothing.
     """
     store = Store(run.root)
-    if not store.is_server:
+    here = _step(run)
+    if not store.is_server and (here >= 0 or not store.database.exists()):
         return
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -178,10 +190,10 @@ def refresh_run(run: RunFolder, say: Any = print) -> None:
                 store, run.run_id, "checkpoints/last/metadata.json", Path(scratch)
             )
             step = json.loads(path.read_text())["step"]
-        here = _step(run)
         if not isinstance(step, int) or step <= here:
             return
-        say(f"run {run.run_id} went on elsewhere, to step {step}; fetching it from {store.uri}")
+        why = f"went on elsewhere, to step {step}" if here >= 0 else "has no whole checkpoint here"
+        say(f"run {run.run_id} {why}; fetching it from {store.uri}")
         download_checkpoint(store, run.run_id, run.checkpoints, "last")
     except RunNotFoundError:
         return
@@ -192,7 +204,9 @@ def refresh_run(run: RunFolder, say: Any = print) -> None:
 
 def _step(run: RunFolder) -> int:
     try:
-        return int(load_metadata(find_checkpoint(run.checkpoints)).get("step") or 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)  # told when it is loaded
+            return int(load_metadata(find_checkpoint(run.checkpoints)).get("step") or 0)
     except CheckpointError:
         return -1
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 
 from eigenexp.building import (
@@ -42,7 +43,7 @@ from eigenexp.resuming import (
     refresh_run,
     resumed_picture,
 )
-from eigenexp.runs import RunFolder, open_root
+from eigenexp.runs import OUT_OF_TIME, RunFolder, open_root
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.study.running import StudyResult, fit_study, is_study, study_summary
 from eigenexp.tracking import MLflowLogger
@@ -50,8 +51,6 @@ from eigenexp.tracking import MLflowLogger
 __all__ = ["RunResult", "fit", "resume", "summary"]
 
 log = logging.getLogger(__name__)
-
-OUT_OF_TIME = 124
 
 
 @dataclass(frozen=True)
@@ -108,28 +107,46 @@ def fit(
     root = open_root(settings["root"])
     settings["root"] = str(root)
     _check_names(settings)
-    if is_study(settings):
-        return _solve_study(settings, root, run, say=say)
-    if run is not None:
-        if checkpoint is None:
-            picture = build_picture(settings)
-        else:
-            picture = resumed_picture(run, settings, load_metadata(checkpoint), say)
-        with hold_run(run):
-            return _solve(settings, root, Start(run, checkpoint, picture), say=say)
     choice = settings.get("resume", "never")
     if choice not in ("never", "auto"):
         raise ConfigError(f"resume: expected never or auto, got {choice!r}")
+    if run is not None:
+        with hold_run(run):
+            return _go_on(settings, root, run, checkpoint, say)
     if choice == "never":
-        return _solve(settings, root, say=say)
+        return _begin(settings, root, say)
     with claim_unfinished(settings, root) as claimed:
         if claimed is None:
             say("no unfinished run of these settings; a new one begins")
-            return _solve(settings, root, say=say)
+            return _begin(settings, root, say)
         found, last = claimed
         say(f"going on with the unfinished run {found.run_id}, from {last}")
-        picture = resumed_picture(found, settings, load_metadata(last), say)
-        return _solve(settings, root, Start(found, last, picture), say=say)
+        return _go_on(settings, root, found, last, say)
+
+
+def _begin(
+    settings: dict[str, Any], root: Path, say: Callable[[str], None]
+) -> RunResult | StudyResult:
+    if is_study(settings):
+        return _solve_study(settings, root, None, say=say)
+    return _solve(settings, root, say=say)
+
+
+def _go_on(
+    settings: dict[str, Any],
+    root: Path,
+    run: RunFolder,
+    checkpoint: Path | None,
+    say: Callable[[str], None],
+) -> RunResult | StudyResult:
+    """Go on with a run that the caller holds, by settings that are trusted."""
+    if is_study(settings):
+        return _solve_study(settings, root, run, say=say)
+    if checkpoint is None:
+        picture = build_picture(settings)
+    else:
+        picture = resumed_picture(run, settings, load_metadata(checkpoint), say)
+    return _solve(settings, root, Start(run, checkpoint, picture), say=say)
 
 
 @dataclass(frozen=True)
@@ -167,11 +184,13 @@ def _solve(
         module.intended_changes += start.intended
 
     title = f"{model_name(settings['model'])} at {picture.name}"
-    mlflow = _mlflow_logger(settings, root, run, title)
-    run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
-    folder = RunFolder(root, run_id)
-    with nullcontext() if start is not None else hold_run(folder):
-        return _run(folder, settings, module, picture, mlflow, checkpoint, title, say)
+    stop = GracefulStop()
+    with stop.listening():
+        mlflow = _mlflow_logger(settings, root, run, title)
+        run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
+        folder = RunFolder(root, run_id)
+        with nullcontext() if start is not None else hold_run(folder):
+            return _run(folder, settings, module, picture, mlflow, checkpoint, title, stop, say)
 
 
 def _run(
@@ -182,60 +201,71 @@ def _run(
     mlflow: MLflowLogger | None,
     checkpoint: Path | None,
     title: str,
+    stop: GracefulStop,
     say: Callable[[str], None],
 ) -> RunResult:
     """Run one solve in its folder and mark how it ended."""
     run_id, root = folder.run_id, folder.root
     is_first = is_first_rank()
-    if is_first:
-        row = {**problem_row(settings), "picture": picture.name}
-        folder.write_record(
-            config=settings, status="RUNNING", picture=picture.record, title=title, row=row
-        )
     module.run_metadata["run_id"] = run_id
     results = ResultFiles(folder.results, title=title)
-    trainer: Any = None
-    status, exit_code = "FAILED", 1
-    try:
-        loggers = build_loggers(settings, run_id, mlflow)
-        callbacks = build_callbacks(settings, folder.checkpoints, results)
-        trainer = build_trainer(settings, loggers, callbacks)
+    loggers: list[Any] = []
+
+    def record_start() -> None:
         if is_first:
-            say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
+            row = {**problem_row(settings), "picture": picture.name}
+            facts = {"config": settings, "picture": picture.record, "title": title, "row": row}
+            folder.write_record(status="RUNNING", **facts)
         for logger in loggers:
             send_settings(logger, shown_settings(settings, picture.name))
         if mlflow is not None:
             mlflow.log_tags({"picture_sha256": picture.record["sha256"]})
+
+    begin = _Beginning(record_start)
+    trainer: Any = None
+    status, exit_code = "FAILED", 1
+    try:
+        loggers += build_loggers(settings, run_id, mlflow)
+        if checkpoint is None:
+            begin.now()
+        callbacks = [begin, *build_callbacks(settings, folder.checkpoints, results, stop)]
+        trainer = build_trainer(settings, loggers, callbacks)
+        if is_first:
+            say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
         _fit(trainer, module, checkpoint)
-        stop = next(c for c in callbacks if isinstance(c, GracefulStop))
+        if mlflow is not None:
+            stop.over(lambda: mlflow.limit(stop.patience))
         exit_code = stop.exit_code or (OUT_OF_TIME if _is_out_of_time(trainer, module) else 0)
         status = "KILLED" if exit_code else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        reason = _stop_reason(trainer, module, status, exit_code)
-        facts = _facts(settings, picture, module, status)
-        error = sys.exc_info()[1] if status == "FAILED" else None
-        problem = None if error is None else " ".join(str(error).split())[:500]
-        try:
-            if is_first:
-                folder.write_record(status=status, stop_reason=reason, row=facts, error=problem)
-        except TrackingError as full:  # what ended the run is more worth telling
-            log.warning("%s", full)
-        if mlflow is not None:
-            mlflow.log_tags({"stop_reason": reason, **_drift_tags(module)})
-            if error is not None:
-                text = failed_description(title, error)
-                send_description(mlflow, text, {"error": problem or ""}, 0)
-            mlflow.set_status(status)
-            mlflow.close()
+        if begin.done or checkpoint is None:
+            reason = _stop_reason(trainer, module, status, exit_code)
+            facts = _facts(settings, picture, module, status)
+            error = sys.exc_info()[1] if status == "FAILED" else None
+            problem = None if error is None else " ".join(str(error).split())[:500]
+            try:
+                if is_first:
+                    folder.write_record(status=status, stop_reason=reason, row=facts, error=problem)
+            except TrackingError as full:  # what ended the run is more worth telling
+                log.warning("%s", full)
+            if mlflow is not None:
+                mlflow.log_tags({"stop_reason": reason, **_drift_tags(module)})
+                if error is not None:
+                    text = failed_description(title, error)
+                    send_description(mlflow, text, {"error": problem or ""}, 0)
+                mlflow.set_status(status)
+                mlflow.close()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below says it, pair by pair
         spectrum = module.spectrum()
     # Lightning kills a run of which a process ends with another code than 0: the first one tells.
     code = exit_code if is_first else 0
-    return RunResult(run_id, status, code, spectrum, results.paths)
+    # A resumed run that was over already writes nothing.
+    paths = results.paths or {path.name: path for path in sorted(folder.results.glob("*.*"))}
+    return RunResult(run_id, status, code, spectrum, paths)
 
 
 def resume(
@@ -269,7 +299,7 @@ def resume(
         When there is no such run or checkpoint, or it does not fit.
     """
     run = locate_run(name, Path(root).absolute(), say)
-    if run.record_path.is_file() and run.read_record().get("study"):
+    if run.is_study:
         return _resume_study(run, overrides, force, trust, say)
     given = Path(name)
     with hold_run(run):
@@ -316,9 +346,18 @@ def _solve_study(
     def parent(title: str) -> MLflowLogger | None:
         return _mlflow_logger(settings, root, run, title)
 
-    return fit_study(
-        settings, model, root=root, mlflow_logger=parent, run=run, force=force, say=say
-    )
+    stop = GracefulStop(every_n_steps=1)
+    with stop.listening():
+        return fit_study(
+            settings,
+            model,
+            root=root,
+            mlflow_logger=parent,
+            stop=stop,
+            run=run,
+            force=force,
+            say=say,
+        )
 
 
 def _resume_study(
@@ -337,6 +376,25 @@ def _resume_study(
     with hold_run(run):
         say(f"resuming {run.results}")
         return _solve_study(settings, open_root(run.root), run, force=force, trust=trust, say=say)
+
+
+class _Beginning(L.Callback):
+    """Records that a run has begun, once; a resumed one when its checkpoint has proven to fit.
+
+    Until then nothing of the run is touched: one that is refused stays as it was.
+    """
+
+    def __init__(self, record: Callable[[], None]) -> None:
+        self._record = record
+        self.done = False
+
+    def now(self) -> None:
+        if not self.done:
+            self.done = True
+            self._record()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.now()
 
 
 # -- pieces ----------------------------------------------------------------------------------------
@@ -444,6 +502,10 @@ def summary(result: RunResult | StudyResult) -> list[str]:
         cause = "at trainer.max_time" if result.exit_code == OUT_OF_TIME else "by a signal"
         lines.append(f"stopped {cause}; go on with: eigenexp resume {result.run_id}")
     elif not (len(result.spectrum) and bool(result.spectrum.converged.all())):
-        lines.append(f"not every pair is proven; go on with: eigenexp resume {result.run_id} …")
+        out_of_steps = result.spectrum.stop_reason is StopReason.RUNNING
+        setting = "trainer.max_steps=…" if out_of_steps else "…"
+        lines.append(
+            f"not every pair is proven; go on with: eigenexp resume {result.run_id} {setting}"
+        )
     lines.append("dashboard: eigenexp ui")
     return lines

@@ -12,7 +12,10 @@ from typing import Any
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
 from eigenexp.json_files import read_json
 
-__all__ = ["RunFolder", "find_run", "list_runs", "open_root"]
+__all__ = ["OUT_OF_TIME", "RunFolder", "find_run", "list_runs", "open_root"]
+
+OUT_OF_TIME = 124
+"""Exit code of a run that ``trainer.max_time`` ended, as ``timeout`` has it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ class RunFolder:
     def record_path(self) -> Path:
         """File of the run's record: configuration and status."""
         return self.checkpoints / "run.json"
+
+    @property
+    def is_study(self) -> bool:
+        """Whether the run is one of many pictures, also where its record is damaged."""
+        try:
+            return bool(self.read_record().get("study"))
+        except CheckpointError:
+            return (self.results / "study.json").is_file()
 
     @contextmanager
     def _released(self, lock: Any) -> Iterator[None]:
@@ -77,7 +88,10 @@ class RunFolder:
         """
         from eigenexp.atomic import write_json_atomic
 
-        before = self.read_record() if self.record_path.exists() else {}
+        try:
+            before = self.read_record() if self.record_path.exists() else {}
+        except CheckpointError:  # damaged: what is known now replaces it
+            before = {}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"created": now, **before, **facts, "updated": now, "run_id": self.run_id}
         try:

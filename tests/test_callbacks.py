@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from torch import Tensor
 import eigenexp as ee
 from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.sending import write_directly
-from eigenexp.checkpoints import load_checkpoint
+from eigenexp.checkpoints import CheckpointWarning, find_checkpoint, load_checkpoint
 from eigenexp.errors import CheckpointError, InputError
 from tests.conftest import Quadratic
 
@@ -236,6 +237,59 @@ def test_a_save_that_fails_is_told_and_tried_again_and_only_the_last_one_raises(
     assert load_checkpoint(checkpoint.last_path)["global_step"] == 15
 
 
+def test_later_steps_of_an_earlier_run_are_set_aside(
+    small_problem: Problem, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "c"
+
+    def checkpoint() -> ee.SolverCheckpoint:
+        return ee.SolverCheckpoint(folder, every_n_steps=5, max_share=None)
+
+    fit(small_problem, tmp_path, [checkpoint()], steps=20)
+    fit(small_problem, tmp_path, [checkpoint()], steps=7)  # another run in the same folder
+    assert "later steps than 0" in caplog.text
+    assert load_checkpoint(find_checkpoint(folder))["global_step"] == 7
+    assert load_checkpoint(folder / "best.ckpt")["global_step"] <= 7
+    (aside,) = folder.glob("superseded-*")
+    assert load_checkpoint(find_checkpoint(aside))["global_step"] == 20
+    caplog.clear()
+    fit(small_problem, tmp_path, [checkpoint()], steps=12, resume=folder / "last.ckpt")
+    assert "later steps" not in caplog.text  # a run that goes on sets nothing aside
+    fit(small_problem, tmp_path, [checkpoint()], steps=11, resume=folder / "step-000000010.ckpt")
+    assert load_checkpoint(find_checkpoint(folder))["global_step"] == 11
+
+
+@pytest.mark.parametrize("name", ["c", "c/last.ckpt"])
+def test_a_folder_or_a_damaged_last_stand_for_the_newest_whole_one(
+    name: str, small_problem: Problem, tmp_path: Path
+) -> None:
+    checkpoint = ee.SolverCheckpoint(tmp_path / "c", every_n_steps=5, max_share=None)
+    fit(small_problem, tmp_path, [checkpoint], steps=12)
+    last = tmp_path / "c" / "last.ckpt"
+    content = last.read_bytes()
+    last.unlink()  # the history holds the same file
+    last.write_bytes(content[:-30])
+    again = ee.SolverCheckpoint(tmp_path / "c", every_n_steps=5, max_share=None)
+    with pytest.warns(CheckpointWarning, match="cut short"):
+        module = fit(small_problem, tmp_path, [again], steps=20, resume=tmp_path / name)
+    whole = fit(small_problem, tmp_path / "whole", [], steps=20)
+    assert torch.equal(module.solver.result().eigenvectors, whole.solver.result().eigenvectors)
+    last.write_bytes(content[:-30])
+    for path in (tmp_path / "c").glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-30])
+    told = pytest.warns(CheckpointWarning) if name == "c" else contextlib.nullcontext()
+    with told, pytest.raises(CheckpointError, match=r"damaged|cut short"):
+        fit(small_problem, tmp_path, [again], steps=30, resume=tmp_path / name)
+
+
+def test_saving_says_nothing(
+    small_problem: Problem, tmp_path: Path, recwarn: pytest.WarningsRecorder, capfd: Any
+) -> None:
+    checkpoint = ee.SolverCheckpoint(tmp_path / "c", every_n_steps=5, max_share=None)
+    fit(small_problem, tmp_path, [checkpoint], steps=12)
+    assert "weights_only" not in "".join(capfd.readouterr())
+
+
 def test_results_without_room_are_one_line(small_problem: Problem, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="resume from the last checkpoint") as caught:
@@ -297,6 +351,53 @@ def test_a_second_interrupt_does_not_wait_for_the_step(
         fit(small_problem, tmp_path, [ee.GracefulStop(), Twice()])
     with pytest.raises(InputError, match="patience"):
         ee.GracefulStop(patience=-1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_leaves_a_checkpoint_of_it(
+    number: signal.Signals, small_problem: Problem, tmp_path: Path
+) -> None:
+    class InSetUp(L.Callback):
+        def on_fit_start(self, *_: Any) -> None:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    stop, checkpoint = ee.GracefulStop(), ee.SolverCheckpoint(tmp_path / "c")
+    with stop.listening():
+        fit(small_problem, tmp_path, [InSetUp(), stop, checkpoint])
+        assert stop.exit_code == 128 + number
+        assert load_checkpoint(checkpoint.last_path)["global_step"] == 1
+        assert signal.getsignal(number) is not before  # still heard
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_signal_after_the_run_only_hurries(
+    early: bool, small_problem: Problem, tmp_path: Path
+) -> None:
+    hurried = []
+    stop = ee.GracefulStop()
+    with stop.listening():
+        fit(small_problem, tmp_path, [stop], steps=5)
+        if early:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop.over(lambda: hurried.append(True))
+        if not early:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert hurried == [True]
+    assert stop.exit_code == 0  # the run was over
+
+
+def test_a_signal_on_the_way_out_keeps_the_exit_code(tmp_path: Path) -> None:
+    script = """
+import atexit, os, signal, sys
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+import eigenexp as ee
+with ee.GracefulStop().listening():
+    pass
+sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 7
 
 
 def test_loggers_are_told_and_hurried(small_problem: Problem, tmp_path: Path) -> None:

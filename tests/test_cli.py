@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import eigenexp.run as runs_module
 from eigenexp.cli import main
 from eigenexp.runs import RunFolder, find_run, list_runs
 from eigenexp.spectrum import Spectrum
@@ -252,6 +253,39 @@ def test_a_signal_saves_marks_the_run_and_says_so(
         assert store.execute("select status from runs").fetchall() == [("KILLED",)]
 
 
+def test_a_signal_during_set_up_marks_the_run_and_leaves_a_checkpoint(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runs_module.build_trainer
+
+    def build_trainer(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(runs_module, "build_trainer", build_trainer)
+    assert main(["fit", *ENDLESS, "logger=none"]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    found = only_run(in_tmp)
+    record = found.read_record()
+    assert (record["status"], record["stop_reason"]) == ("KILLED", "signal")
+    assert json.loads((found.checkpoints / "last.metadata.json").read_text())["step"] == 1
+
+
+def test_a_signal_after_the_end_does_not_undo_it(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runs_module._stop_reason
+
+    def stop_reason(*arguments: Any) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(runs_module, "_stop_reason", stop_reason)
+    assert main(["fit", *ENDLESS, "logger=mlflow", "trainer.max_steps=3"]) == 0
+    assert only_run(in_tmp).read_record()["status"] == "FINISHED"
+
+
 def test_max_time_saves_and_says_so_and_each_process_gets_it(
     in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,6 +436,47 @@ def test_a_run_that_fails_after_it_began_is_marked_failed(tmp_path: Path) -> Non
     assert only_run(tmp_path).read_record()["status"] == "FAILED"
     with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("FAILED",)]
+
+
+@pytest.mark.parametrize("record", ["", "[1]", "{}"])
+def test_a_damaged_record_hides_nothing(
+    record: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *ENDLESS, "logger=none", "trainer.max_steps=3"]) == 0
+    found = only_run(in_tmp)
+    found.record_path.write_text(record)
+    capsys.readouterr()
+    assert main(["show"]) == 0
+    assert found.run_id in capsys.readouterr().out
+    assert main(["resume", "last"]) == 0
+    assert found.read_record()["status"] == "FINISHED"
+
+
+@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *ENDLESS, "logger=mlflow", "trainer.max_steps=3"]) == 0
+    found = only_run(in_tmp)
+
+    def look() -> tuple[Any, ...]:
+        with sqlite3.connect(in_tmp / "mlruns" / "mlflow.db") as store:
+            tags = set(store.execute("select key, value from tags").fetchall())
+            return (
+                found.record_path.read_text(),
+                store.execute("select * from runs").fetchall(),
+                tags,
+            )
+
+    before = look()
+    capsys.readouterr()
+    assert main(["resume", "last", "image.crop=[0,0,48,48]"]) == 1
+    assert "does not fit" in capsys.readouterr().err
+    assert look() == before
+    assert main(["resume", "last", "trainer.max_steps=5"]) == 0
+    after = look()
+    assert ("eigenexp.resume_count", "1") in after[2]
+    assert found.read_record()["status"] == "FINISHED"
 
 
 def test_a_saved_target_outside_the_trusted_packages_is_not_built(tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ from PIL import Image
 
 import eigenexp as ee
 from eigenexp.building import build_picture
-from eigenexp.checkpoints import ProvenanceWarning, save_checkpoint
+from eigenexp.checkpoints import (
+    METADATA_KEY,
+    ProvenanceWarning,
+    find_checkpoint,
+    metadata_path,
+    save_checkpoint,
+)
 from eigenexp.config import compose_config, plain_config
 from eigenexp.errors import CheckpointError, ConfigError, ImageError, RunNotFoundError
 from eigenexp.images import load_picture
@@ -30,6 +36,7 @@ from eigenexp.resuming import (
 from eigenexp.run import fit
 from eigenexp.runs import RunFolder
 from eigenexp.spectrum import Spectrum
+from eigenexp.tracking import local_store
 
 from .processes import LONG, kill_after_a_checkpoint, only_run, run, start
 
@@ -341,3 +348,25 @@ def test_the_newer_checkpoint_is_used(
     assert bool(got) is fetched
     assert told in " ".join(said)
     assert bool(said) is bool(told)
+
+
+def test_the_local_stores_copy_is_used_where_no_checkpoint_here_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = local_store(tmp_path)
+    folder = make_run(tmp_path, store.create_run("e"))
+    last = folder.checkpoints / "last.ckpt"
+    facts = {"metadata": {"schema_version": 1}}
+    save_checkpoint({"global_step": 3, METADATA_KEY: facts}, last)
+    (tmp_path / "metadata.json").write_bytes(metadata_path(last).read_bytes())
+    for path in (last, tmp_path / "metadata.json"):
+        store.upload(folder.run_id, path, "checkpoints/last")
+    said: list[str] = []
+    refresh_run(folder, said.append)
+    assert said == []
+    for path in folder.checkpoints.glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:100])
+    refresh_run(folder, said.append)
+    assert "no whole checkpoint here" in said[0]
+    assert find_checkpoint(folder.checkpoints) == folder.checkpoints / "last.ckpt"

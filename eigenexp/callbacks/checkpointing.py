@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.stopping import solver_module
-from eigenexp.checkpoints import AtomicCheckpointIO, metadata_path
+from eigenexp.checkpoints import AtomicCheckpointIO, metadata_path, sealed_step
 from eigenexp.errors import CheckpointError, InputError
 
 __all__ = ["SolverCheckpoint"]
@@ -108,6 +108,8 @@ class SolverCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting; a resumed run has its checkpoint already."""
+        if trainer.is_global_zero:
+            self._set_aside(trainer.global_step)
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 
@@ -178,7 +180,7 @@ class SolverCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         try:
-            trainer.save_checkpoint(self.last_path)  # every rank takes part
+            trainer.save_checkpoint(self.last_path, weights_only=False)  # every rank takes part
         except CheckpointError:
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
             raise
@@ -193,6 +195,35 @@ class SolverCheckpoint(Checkpoint):
             kinds.append("best")
         if self.upload:
             self._upload(trainer, kinds)
+
+    def _set_aside(self, step: int) -> None:
+        """Move checkpoints of later steps, which this run did not come from, out of the way.
+
+        Of another run in the same folder, or of the end that a run resumed from an earlier file
+        gave up: the largest step would otherwise be taken for this run's newest.
+        """
+        later = []
+        for path in self._folder.glob("*.ckpt"):
+            sealed = sealed_step(path)
+            if sealed is not None and sealed > step:
+                later.append(path)
+        if not later:
+            return
+        place = self._folder / f"superseded-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        place.mkdir(exist_ok=True)
+        for path in later:
+            for file in (metadata_path(path), path):
+                if file.exists():
+                    os.replace(file, place / file.name)
+        if not self.best_path.exists():
+            self.best_residual, self.best_step = math.inf, -1
+        log.warning(
+            "%s holds checkpoints of later steps than %d, where this run begins; they are kept in "
+            "%s",
+            self._folder,
+            step,
+            place,
+        )
 
     def _prune(self) -> None:
         """Drop the oldest of the history; the newest one equals ``last``."""

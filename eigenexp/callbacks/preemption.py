@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -21,13 +24,19 @@ _SIGNALS = tuple(
 )
 
 
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class GracefulStop(L.Callback):
     """Turn a signal into a clean stop after the current step, agreed across ranks.
 
     The handler only sets a flag, so nothing is saved in mid-step; a signal to any one rank stops
     all. Loggers that take a status are told ``KILLED``, and to wait for their store no longer than
     ``patience``: schedulers kill what lingers. A second SIGINT raises ``KeyboardInterrupt`` at
-    once. The handlers are in place until everything is written, and gone after ``trainer.fit``.
+    once. The handlers are in place until everything is written, and gone after ``trainer.fit``;
+    :meth:`listening` hears signals before and after it too.
 
     Parameters
     ----------
@@ -53,6 +62,34 @@ class GracefulStop(L.Callback):
         self.received: int | None = None
         self._pending: int | None = None
         self._previous: dict[int, Any] = {}
+        self._listens = False
+        self._is_late: Callable[[], None] | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear signals within the block, also before the first step and after the last one.
+
+        One that arrives during set-up ends the run after its first step, with a checkpoint. One
+        that finds the interpreter on its way out no longer changes the exit code.
+        """
+        self.received = self._pending = None
+        self._listens = True
+        self._install()
+        try:
+            yield
+        finally:
+            self._listens = False
+            self._is_late = None
+            if self._previous:
+                atexit.unregister(_ignore_signals)  # once, before what others do at exit
+                atexit.register(_ignore_signals)
+            self._restore()
+
+    def over(self, hurry: Callable[[], None]) -> None:
+        """Say that the run is over: what a signal can still do is call ``hurry``."""
+        self._is_late = hurry
+        if self.received is None and self._pending is not None:
+            hurry()
 
     @property
     def exit_code(self) -> int:
@@ -60,17 +97,25 @@ class GracefulStop(L.Callback):
         return 0 if self.received is None else 128 + self.received
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the handlers in place; Lightning has just put its own."""
+        if not self._listens:
+            self.received = self._pending = None
+        self._install()
+
+    def _install(self) -> None:
         """Put the handlers in place (signals reach Python's main thread only)."""
-        self.received = self._pending = None
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
+            previous = signal.signal(number, self._handle)
+            self._previous.setdefault(number, previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._pending is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._pending = number
+        if self._is_late is not None:
+            self._is_late()
 
     def on_train_batch_end(
         self,
@@ -108,6 +153,8 @@ class GracefulStop(L.Callback):
         return int(_SIGNALS[got.index(True)])
 
     def _restore(self) -> None:
+        if self._listens:
+            return
         for number, handler in self._previous.items():
             if signal.getsignal(number) == self._handle:  # else Lightning was here before us
                 signal.signal(number, handler)

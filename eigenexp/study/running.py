@@ -7,7 +7,9 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from eigenexp.callbacks.sending import send_settings
 from eigenexp.config import TrainerConfig, shown_settings
 from eigenexp.overview import model_name, problem_row
 from eigenexp.ranks import is_first_rank
-from eigenexp.runs import RunFolder
+from eigenexp.runs import OUT_OF_TIME, RunFolder
 from eigenexp.study.module import StudyModule
 from eigenexp.study.progress import StudyLogging, StudyProgressBar
 from eigenexp.study.sources import find_pictures
@@ -29,6 +31,8 @@ from eigenexp.tracking.children import ChildRuns
 __all__ = ["StudyResult", "fit_study", "is_study", "study_summary"]
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 60.0  # seconds the child runs may take at the end of an undisturbed study
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def fit_study(
     *,
     root: Path,
     mlflow_logger: Callable[[str], MLflowLogger | None],
+    stop: GracefulStop,
     run: RunFolder | None = None,
     force: bool = False,
     say: Callable[[str], None] = print,
@@ -83,8 +88,10 @@ def fit_study(
         The runs' folder, proven writable.
     mlflow_logger
         Makes the parent run's logger from its title, or returns ``None``.
+    stop
+        Hears signals.
     run
-        Go on with this study.
+        Go on with this study, which the caller holds.
     force
         Also where model or settings differ.
     say
@@ -116,27 +123,33 @@ def fit_study(
     children = None
     if mlflow is not None:
         children = ChildRuns(root, mlflow.tracking_uri, run_id, place.results)
-    stop = GracefulStop(every_n_steps=1)
     callbacks: list[L.Callback] = [stop, StudyLogging()]
     if settings["trainer"]["enable_progress_bar"]:
         callbacks.append(StudyProgressBar())
     trainer = build_trainer(_endless(settings), loggers, callbacks, checkpointing=False)
-    status = "FAILED"
-    try:
-        for logger in loggers:
-            send_settings(logger, shown_settings(settings, _short(settings["image"]["path"])))
-        _fit(trainer, module)
-        status = "KILLED" if stop.received is not None else "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        records = module.folder.records()
-        if is_first:
-            _close(place, status, len(records), module.num_pictures, mlflow, children)
+    status, exit_code = "FAILED", 1
+    with place.hold() if run is None and is_first else nullcontext():
+        try:
+            for logger in loggers:
+                send_settings(logger, shown_settings(settings, _short(settings["image"]["path"])))
+            _fit(trainer, module)
+            if mlflow is not None:
+                stop.over(partial(mlflow.limit, stop.patience))
+            exit_code = stop.exit_code or (OUT_OF_TIME if _is_out_of_time(trainer, module) else 0)
+            status = "KILLED" if exit_code else "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            records = module.folder.records()
+            if is_first:
+                reason = _stop_reason(status, exit_code, len(records), module.num_pictures)
+                progress = f"{len(records)}/{module.num_pictures}"
+                patience = stop.patience if stop.received is not None else _PATIENCE
+                _close(place, status, reason, progress, mlflow, children, patience)
     failed = any(record["status"] == "failed" for record in records.values())
     # Lightning kills a run of which a process ends with another code than 0: the first one tells.
-    code = (stop.exit_code or int(failed)) if is_first else 0
+    code = (exit_code or int(failed)) if is_first else 0
     return StudyResult(run_id, status, code, place.results, records, module.num_pictures)
 
 
@@ -185,25 +198,38 @@ def _fit(trainer: L.Trainer, module: StudyModule) -> None:
             raise
 
 
+def _is_out_of_time(trainer: L.Trainer, module: StudyModule) -> bool:
+    """Whether the trainer's timer ended the study before its pictures or the steps did."""
+    at_max_steps = trainer.global_step >= trainer.max_steps >= 0
+    return not at_max_steps and len(module.folder.records()) < module.num_pictures
+
+
+def _stop_reason(status: str, exit_code: int, done: int, total: int) -> str:
+    error = sys.exc_info()[1]
+    if status == "FAILED" and error is not None:
+        return f"failed: {type(error).__name__}"
+    if status == "KILLED":
+        return "max_time" if exit_code == OUT_OF_TIME else "signal"
+    return f"{done} of {total} pictures"
+
+
 def _close(
     place: RunFolder,
     status: str,
-    done: int,
-    total: int,
+    reason: str,
+    progress: str,
     mlflow: MLflowLogger | None,
     children: ChildRuns | None,
+    patience: float,
 ) -> None:
-    error = sys.exc_info()[1]
-    reason = f"failed: {type(error).__name__}" if status == "FAILED" and error else ""
-    reason = reason or ("signal" if status == "KILLED" else f"{done} of {total} pictures")
     place.write_record(status=status, stop_reason=reason)
     if mlflow is None:
         return
     for name in ("table.csv", "table.parquet", "study.json"):
         if (place.results / name).is_file():
             mlflow.log_artifact(place.results / name, "results")
-    mlflow.log_tags({"stop_reason": reason, "pictures": f"{done}/{total}"})
-    if children is not None and not children.close():
+    mlflow.log_tags({"stop_reason": reason, "pictures": progress})
+    if children is not None and not children.close(patience):
         log.warning("some pictures' child runs are still being made; see children.log")
     mlflow.set_status(status)
     mlflow.close()

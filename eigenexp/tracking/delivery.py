@@ -13,9 +13,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from eigenexp.errors import TrackingError
+from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.tracking.files import remove_leftovers, write_text_atomic
-from eigenexp.tracking.spool import Record, Spool
+from eigenexp.tracking.spool import Record, Spool, is_sound
 from eigenexp.tracking.store import (
     LOCAL_ID_TAG,
     MAX_PARAM_LENGTH,
@@ -105,9 +105,12 @@ class Sender:
             return
         state = self.state
         if state.run_id is None:
-            state.run_id = self.meta.get("run_id") or self._create_run()
+            state.run_id = self._existing_run() or self._create_run()
             self._keep()
         run = self.store.client.get_run(state.run_id)
+        if state.lost:
+            state.floor, state.lost = self._steps_of_store(), False
+            self._keep()
         state.params = {**state.params, **run.data.params}
         writer = run.data.tags.get(WRITER_TAG)
         # Another spool (another machine) has continued this run: what it sent must not be doubled,
@@ -121,9 +124,24 @@ class Sender:
             remove_leftovers(folder)
         self._connected = True
 
+    def _existing_run(self) -> str | None:
+        """Return the id of the run to continue, or ``None`` where the store has none.
+
+        A run that began without this store, or whose store was lost, is made anew there; its id is
+        then its ``local_id``.
+        """
+        wanted = self.meta.get("run_id")
+        if wanted is None:
+            return None
+        try:
+            return check_run_id(self.store.find_run(str(wanted)).info.run_id)
+        except RunNotFoundError:
+            log.warning("run %s is not in %s: it begins there anew", wanted, self.store.uri)
+            return None
+
     def _create_run(self) -> str:
         meta, state = self.meta, self.state
-        local_id = meta["local_id"]
+        local_id = meta.get("run_id") or meta["local_id"]
         experiment_id = self.store.experiment_id(meta["experiment"])
         if state.creating:  # a creation was cut off: did it happen?
             query = f"tags.`{LOCAL_ID_TAG}` = '{local_id}'"
@@ -132,7 +150,7 @@ class Sender:
                 return check_run_id(found[0].info.run_id)
         state.creating = True
         self.spool.write_state(state)
-        tags = {**meta["tags"], LOCAL_ID_TAG: local_id, WRITER_TAG: local_id}
+        tags = {**meta["tags"], LOCAL_ID_TAG: local_id, WRITER_TAG: meta["local_id"]}
         return self.store.create_run(meta["experiment"], meta["run_name"], tags)
 
     def _steps_of_store(self) -> dict[str, int]:
@@ -159,7 +177,7 @@ class Sender:
         points: list[tuple[str, float, int, int]] = []
         place, moved = None, False
         for record, segment, offset in self.spool.read(state, 4 * BATCH_POINTS):
-            kind = record.get("k")
+            kind = record.get("k") if is_sound(record) else None  # what is damaged is passed over
             if kind == "m":
                 if points and len(points) + len(record["v"]) > BATCH_POINTS:
                     break

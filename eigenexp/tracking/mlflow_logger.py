@@ -27,6 +27,7 @@ from eigenexp.tracking.store import STATUSES, Store, check_run_id
 
 __all__ = ["MLflowLogger"]
 
+_LOCAL_PATIENCE = 4
 _STATUS = {
     "success": "FINISHED",
     "finished": "FINISHED",
@@ -47,8 +48,9 @@ class MLflowLogger(Logger):
     run_name
         Shown in MLflow; ``None`` lets MLflow invent one.
     run_id
-        Continue this run: it is RUNNING again, ``eigenexp.resume_count`` counts up, steps it has
-        are not logged twice, and parameters that changed become ``drift.<name>`` tags.
+        Continue this run: with the first record it is RUNNING again,
+        ``eigenexp.resume_count`` counts up, steps it has are not logged twice, and parameters that
+        changed become ``drift.<name>`` tags.
     root
         The project's ``mlruns`` folder, for the SQLite store and the spool.
     tracking_uri
@@ -57,7 +59,8 @@ class MLflowLogger(Logger):
         Tags of a new run.
     start_timeout
         Seconds that asking for :attr:`version` waits for the store to name the run. After that the
-        run goes by a provisional ``offline-…`` id, and the store gets it when it is back.
+        run goes by a provisional ``offline-…`` id, and the store gets it when it is back. A store
+        on this machine's disk is given four times as long.
     drain_timeout
         Seconds :meth:`finalize` and :meth:`close` wait for a store that is making progress.
 
@@ -90,15 +93,25 @@ class MLflowLogger(Logger):
         self._drain_timeout = drain_timeout
         self._outbox: Outbox | None = None
         self._status = "RUNNING"
-        self._deadline = math.inf
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        self._run_name = run_name
+        self._speaks = getattr(rank_zero_only, "rank", 0) == 0
+        if self._run_id is None:
+            self._open()
+
+    def _open(self) -> Outbox | None:
+        """Return what takes records; a continued run's is made by its first record.
+
+        So a run that is not continued after all, because it does not fit, stays as it was.
+        """
+        if self._outbox is None and self._speaks:
             self._outbox = Outbox(
                 self._store,
-                experiment=experiment_name,
-                run_name=run_name,
+                experiment=self._experiment_name,
+                run_name=self._run_name,
                 tags=self._tags,
                 run_id=self._run_id,
             )
+        return self._outbox
 
     # -- Lightning's words -------------------------------------------------------------------------
 
@@ -111,7 +124,9 @@ class MLflowLogger(Logger):
     def version(self) -> str | None:
         """The run's id; provisional (``offline-…``) when the store does not answer in time."""
         if self._run_id is None and self._outbox is not None:
-            self._run_id = self._outbox.await_run_id(self._start_timeout)
+            # A store on this machine answers as soon as its sender has its turn.
+            patience = 1 if self._store.is_server else _LOCAL_PATIENCE
+            self._run_id = self._outbox.await_run_id(patience * self._start_timeout)
         return self._run_id
 
     run_id = version
@@ -188,8 +203,9 @@ class MLflowLogger(Logger):
             return [folder / "picture.npy"]
 
         facts = {"t": time.time_ns() // 1_000_000, "s": 0 if step is None else int(step)}
-        if self._outbox is not None:
-            self._outbox.append_made({"k": "i", "key": key, **facts}, keep)
+        outbox = self._open()
+        if outbox is not None:
+            outbox.append_made({"k": "i", "key": key, **facts}, keep)
 
     @rank_zero_only
     def log_artifact(
@@ -249,7 +265,9 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def set_status(self, status: str) -> None:
-        """Queue the run's status without waiting."""
+        """Queue the run's status without waiting; one that was not continued keeps its own."""
+        if self._outbox is None:
+            return
         mlflow_status = _STATUS.get(status.lower(), status.upper())
         if mlflow_status not in STATUSES:
             mlflow_status = "FAILED"
@@ -261,7 +279,13 @@ class MLflowLogger(Logger):
     def hurry(self, status: str, seconds: float) -> None:
         """Set the status and let all that follows wait ``seconds`` in all, and no longer."""
         self.set_status(status)
-        self._deadline = time.monotonic() + seconds
+        self.limit(seconds)
+
+    @rank_zero_only
+    def limit(self, seconds: float) -> None:
+        """Let all that waits, now or later, wait ``seconds`` from now in all and no longer."""
+        if self._outbox is not None:
+            self._outbox.deadline = min(self._outbox.deadline, time.monotonic() + seconds)
 
     def wait(self, timeout: float) -> bool:
         """Wait until the store has everything; give up early when it does not answer.
@@ -271,10 +295,7 @@ class MLflowLogger(Logger):
         bool
             Whether it has. What it has not stays in the spool.
         """
-        return self._outbox is None or self._outbox.wait(self._within(timeout))
-
-    def _within(self, timeout: float) -> float:
-        return max(0.0, min(timeout, self._deadline - time.monotonic()))
+        return self._outbox is None or self._outbox.wait(timeout)
 
     @rank_zero_only
     def close(self, timeout: float | None = None) -> bool:
@@ -289,17 +310,19 @@ class MLflowLogger(Logger):
             return True
         if self._status == "RUNNING":
             self.set_status("success")
-        return self._outbox.close(self._within(self._drain_timeout if timeout is None else timeout))
+        return self._outbox.close(self._drain_timeout if timeout is None else timeout)
 
     def _send(self, record: Record) -> None:
-        if self._outbox is not None:
-            self._outbox.append(record)
+        outbox = self._open()
+        if outbox is not None:
+            outbox.append(record)
 
     def _send_files(
         self, files: list[tuple[Path, str]], artifact_path: str, slot: str | None
     ) -> None:
-        if self._outbox is not None:
-            self._outbox.append_files({"k": "a", "slot": slot}, files, artifact_path)
+        outbox = self._open()
+        if outbox is not None:
+            outbox.append_files({"k": "a", "slot": slot}, files, artifact_path)
 
 
 def _number(value: Any) -> float:

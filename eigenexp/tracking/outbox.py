@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import eigenexp
+from eigenexp.errors import TrackingError
 from eigenexp.tracking.files import safe_relative, snapshot
 from eigenexp.tracking.spool import Record, Spool, SpoolState, find_spools, session_record
 from eigenexp.tracking.store import QUIET_ENVIRONMENT, Store, check_run_id
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _HELD_BACK = 10_000
 _PATIENCE = 3.0
+_OUTLIVING: list[subprocess.Popen[bytes]] = []
+"""Senders that go on by themselves: held, for Python warns of a forgotten living process."""
 
 
 class Outbox:
@@ -60,6 +64,8 @@ class Outbox:
         self._warned = False
         self._open = True
         self._uri = store.uri
+        # Moment after which nothing waits any more, whoever waits already.
+        self.deadline = math.inf
         spool = None if run_id is None else _find_spool(store, run_id)
         if spool is None:
             meta = {
@@ -164,19 +170,20 @@ class Outbox:
 
     def wait(self, timeout: float) -> bool:
         """Return whether the store has everything, once it has or there is no hope in time."""
-        spool, end, troubled = self.spool, time.monotonic() + timeout, None
+        begin = time.monotonic()
+        spool, troubled = self.spool, None
         while spool.folder.exists():
             state = self._read_state()
             if (state.segment, state.offset) >= spool.position and not state.uploads:
                 return True
-            now = time.monotonic()
+            now, end = time.monotonic(), min(begin + timeout, self.deadline)
             troubled = (troubled or now) if state.error else None
             if now > end or (troubled is not None and now - troubled > _PATIENCE):
                 log.warning(
                     "the tracking store does not have everything of run %s yet (%s); it waits in "
                     "%s, `eigenexp sync` sends it",
                     state.run_id or self._local_id,
-                    state.error or f"not done after {timeout:.0f} s",
+                    state.error or f"not done after {now - begin:.0f} s",
                     spool.folder,
                 )
                 return False
@@ -203,6 +210,8 @@ class Outbox:
             self.append({"k": "end"})
         self._open = False
         self.spool.close()
+        if self._process is not None and self._process.poll() is None:
+            _OUTLIVING.append(self._process)
 
     def _launch(self) -> None:
         environ = {**QUIET_ENVIRONMENT, **os.environ}
@@ -248,7 +257,11 @@ class Outbox:
 def _find_spool(store: Store, run_id: str) -> Spool | None:
     """Return what an earlier process left of this run, to go on in the same journal."""
     for spool in find_spools(store.root):
-        meta = spool.meta
+        try:
+            meta = spool.meta
+        except TrackingError as error:  # of some other run, for all that can be known
+            log.debug("passed over: %s", error)
+            continue
         names = (meta["local_id"], meta.get("run_id"), spool.read_state().run_id)
         if meta["uri"] == store.uri and run_id in names:
             return spool

@@ -58,6 +58,8 @@ def _serve(sender: Sender, parent: int) -> None:
             moved = False
         drained = failures == 0 and not moved and sender.is_drained
         if drained and sender.state.ended:
+            with contextlib.suppress(Exception):  # ended without telling how
+                sender.mark_dead()
             if sender.spool.folder.exists() and not sender.state.rejected:
                 sender.spool.remove()
             return

@@ -24,7 +24,15 @@ from typing import Any
 from eigenexp.errors import TrackingError
 from eigenexp.tracking.files import write_text_atomic
 
-__all__ = ["Record", "Spool", "SpoolState", "find_spools", "session_record", "spool_folder"]
+__all__ = [
+    "Record",
+    "Spool",
+    "SpoolState",
+    "find_spools",
+    "is_sound",
+    "session_record",
+    "spool_folder",
+]
 
 Record = dict[str, Any]
 
@@ -77,6 +85,8 @@ class SpoolState:
         Points the server refuses for good.
     error
         Why sending fails at present, in one line.
+    lost
+        The file was damaged: ask the store what it has before sending.
     """
 
     run_id: str | None = None
@@ -93,6 +103,7 @@ class SpoolState:
     points: int = 0
     rejected: int = 0
     error: str | None = None
+    lost: bool = False
 
 
 class Spool:
@@ -136,8 +147,27 @@ class Spool:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the run is: store, experiment, name, tags, ``local_id``."""
-        meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text())
+        """What the run is: store, experiment, name, tags, ``local_id``.
+
+        Raises
+        ------
+        TrackingError
+            When the file is damaged.
+        """
+        path = self.folder / "meta.json"
+        try:
+            meta = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise TrackingError(
+                f"{path}: expected what run this is, got a damaged file ({error}); nothing of it "
+                "can be sent"
+            ) from error
+        texts = ("root", "uri", "experiment", "local_id")
+        if not isinstance(meta, dict) or not all(isinstance(meta.get(k), str) for k in texts):
+            raise TrackingError(
+                f"{path}: expected a mapping with {', '.join(texts)}, got another kind; nothing "
+                "of it can be sent"
+            )
         return meta
 
     @property
@@ -155,13 +185,23 @@ class Spool:
     # -- state -----------------------------------------------------------------------------------
 
     def read_state(self) -> SpoolState:
-        """Return how far the sender is; the beginning, when it has not begun."""
+        """Return how far the sender is; the beginning, when it has not begun.
+
+        Where the file is damaged all is read once more, and the store asked what it has.
+        """
         try:
             facts = json.loads((self.folder / "state.json").read_text())
         except FileNotFoundError:
             return SpoolState()
-        known = SpoolState.__dataclass_fields__
-        return SpoolState(**{key: value for key, value in facts.items() if key in known})
+        except (OSError, ValueError, RecursionError):
+            facts = None
+        if isinstance(facts, dict):
+            known = asdict(SpoolState())
+            facts = {key: value for key, value in facts.items() if key in known}
+            if all(_is_like(value, known[key]) for key, value in facts.items()):
+                return SpoolState(**facts)
+        first = min(self._segments(), default=1)
+        return SpoolState(creating=True, segment=first, lost=True)
 
     def write_state(self, state: SpoolState) -> None:
         """Keep how far the sender is. Lost in a power cut, it only makes points sent twice."""
@@ -266,6 +306,38 @@ class Spool:
 
     def _segment_path(self, number: int) -> Path:
         return self.folder / f"journal-{number:06d}.jsonl"
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value of the state is of its default's kind; texts may be absent."""
+    if default is None:
+        return value is None or isinstance(value, str)
+    return type(value) is type(default)
+
+
+def is_sound(record: Record) -> bool:
+    """Whether a line is a record this version knows, of the right kinds."""
+    kinds = _KINDS.get(str(record.get("k")))
+    if kinds is None or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+        return False
+    names = record.get("files", [])
+    numbers = record["v"].values() if record["k"] == "m" else ()
+    return all(isinstance(name, str) for name in names) and all(
+        isinstance(number, (int, float)) for number in numbers
+    )
+
+
+_FILES = {"files": list}
+_KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "session": {"pid": int, "host": str, "resume": bool},
+    "m": {"t": int, "s": int, "v": dict},
+    "p": {"v": dict},
+    "t": {"v": dict},
+    "a": {**_FILES, "to": str, "slot": (str, type(None))},
+    "i": {**_FILES, "key": str, "t": int, "s": int},
+    "status": {"v": str},
+    "end": {},
+}
 
 
 def session_record(*, resume: bool, run_id: str | None) -> Record:

@@ -229,7 +229,9 @@ class Store:
                 raise TrackingError(
                     f"{self.uri}: expected a tracking store that answers, got {one_line(error)}"
                 ) from error
-        fits = self._runs_beginning(run_id)
+        # Ours from before this store knew the run are in a tag.
+        by_tag = f"tags.`{LOCAL_ID_TAG}` = '{run_id}'"
+        fits = self._runs_beginning(run_id) or self._search_runs(by_tag)
         if len(fits) == 1:
             return fits[0]
         if not fits:
@@ -245,19 +247,20 @@ class Store:
 
     def _runs_beginning(self, prefix: str) -> list[Run]:
         if prefix.startswith("offline-"):
-            query, limit = f"tags.`{LOCAL_ID_TAG}` LIKE '{prefix}%'", None
-        else:
-            query, limit = "", prefix
-        fits: list[Run] = []
+            return self._search_runs(f"tags.`{LOCAL_ID_TAG}` LIKE '{prefix}%'")
+        return [run for run in self._search_runs("") if run.info.run_id.startswith(prefix)]
+
+    def _search_runs(self, query: str) -> list[Run]:
+        found: list[Run] = []
         experiments = [e.experiment_id for e in self._experiments()]
         token = None
         while experiments:
             page = self.client.search_runs(experiments, query, max_results=1000, page_token=token)
-            fits += [run for run in page if limit is None or run.info.run_id.startswith(limit)]
+            found += page
             token = page.token
             if not token:
                 break
-        return fits
+        return found
 
     def _experiments(self) -> Sequence[Any]:
         found: list[Any] = []
@@ -363,6 +366,12 @@ class Store:
                 folder = Path(unquote(parts.path))
             elif parts.scheme == "" and os.path.isabs(uri):
                 folder = Path(uri)
+            # Every MLflow ends a run's folder so; a server that names another one means mischief.
+            if folder is not None and (folder.parts[-2:] != (run_id, "artifacts") or ".." in uri):
+                raise TrackingError(
+                    f"run {run_id}: expected an artifact folder …/{run_id}/artifacts from "
+                    f"{self.uri}, got {uri[:200]!r}; nothing is written there"
+                )
             self._folders[run_id] = folder
         return self._folders[run_id]
 

@@ -57,8 +57,9 @@ def sync(root: str | os.PathLike[str] = "mlruns", run_id: str | None = None) -> 
     for spool in find_spools(root):
         try:
             meta, state = spool.meta, spool.read_state()
-        except (OSError, ValueError) as error:
-            reports.append(SyncReport(spool.folder.name, None, 0, False, one_line(error)))
+        except TrackingError as error:
+            if run_id is None:
+                reports.append(SyncReport(spool.folder.name, None, 0, False, str(error)))
             continue
         names = [name for name in (meta["local_id"], meta.get("run_id"), state.run_id) if name]
         if run_id is None or any(name.startswith(run_id) for name in names):
@@ -94,8 +95,8 @@ def _deliver(spool: Spool) -> SyncReport:
     try:
         while sender.step():
             pass
-        if not is_alive(sender.state.session) and not sender.state.ended:
-            sender.mark_dead()
+        if sender.state.ended or not is_alive(sender.state.session):
+            sender.mark_dead()  # unless it told how it ended
             sender.state.ended = True
     except Exception as error:
         problem = one_line(error)

@@ -126,6 +126,29 @@ def test_a_mistake_is_one_line_and_a_non_zero_exit(
         assert word in errors[0]
 
 
+@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
+def test_the_same_command_goes_on_with_an_unfinished_study(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["fit", *SETTINGS, "solver.tol=1e-2", "logger=none", "resume=auto"]
+    assert main([*again, "trainer.max_time=00:00:00:00"]) == 124  # after one turn
+    assert "no unfinished run" in capsys.readouterr().out
+    (begun,) = list_runs(photos / "mlruns")
+    record = begun.read_record()
+    assert (record["status"], record["stop_reason"]) == ("KILLED", "max_time")
+    with begun.hold():
+        assert main([*again, "solver.k=2", "trainer.max_time=00:00:00:00"]) == 124
+        assert main(["resume", begun.run_id]) == 1
+        assert "another process" in capsys.readouterr().err
+    assert main([*again, "study.checkpoint_seconds=5"]) == 0
+    assert f"going on with the unfinished run {begun.run_id}" in capsys.readouterr().out
+    assert sorted(StudyFolder(begun.results).records()) == [0, 1, 2, 3]
+    assert begun.read_record()["status"] == "FINISHED"
+    assert len(list_runs(photos / "mlruns")) == 2
+    assert main([*again, "trainer.max_time=00:00:00:00"]) == 124  # a finished one stays as it is
+    assert len(list_runs(photos / "mlruns")) == 3
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_the_study_is_the_same_and_signals_stop_it(photos: Path) -> None:
     settings = [*SETTINGS, "solver.tol=1e-6", "trainer.precision=64-true", "logger=none"]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import drain, history, new_spool, point
 
-from eigenexp.errors import RunNotFoundError
-from eigenexp.tracking import list_artifacts, sync
+from eigenexp.errors import RunNotFoundError, TrackingError
+from eigenexp.tracking import MLflowLogger, list_artifacts, sync
 from eigenexp.tracking.delivery import Sender
 from eigenexp.tracking.spool import find_spools, session_record
 
@@ -296,3 +296,98 @@ def test_state_survives_fields_of_another_version(store):
     path = spool.folder / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "unknown": 1}))
     assert spool.read_state().run_id
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", '{"segment": "x"}', '{"uploads": 3}', "[" * 100_000])
+def test_a_damaged_state_sends_nothing_twice_and_loses_nothing(
+    store, monkeypatch, tmp_path, damage
+):
+    monkeypatch.setattr("eigenexp.tracking.spool.SEGMENT_BYTES", 2000)
+    spool = new_spool(store)
+    for step in range(100):
+        spool.append(point(step, a=float(step)))
+    run_id = drain(spool).state.run_id
+    assert not (spool.folder / "journal-000001.jsonl").exists()  # sent and dropped
+    (spool.folder / "state.json").write_text(damage)
+    for step in range(100, 120):
+        spool.append(point(step, a=float(step)))
+    again = drain(spool)
+    assert again.state.run_id == run_id
+    assert [s for s, _ in history(store, run_id, "a")] == list(range(120))
+    assert not again.state.lost
+    assert drain(spool).state.run_id == run_id
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"k": "m", "s": "x", "t": 1, "v": {"a": 1.0}},
+        {"k": "m", "s": 1, "t": 1, "v": {"a": "one"}},
+        {"k": "m", "s": 1, "t": 1},
+        {"k": "p", "v": [1]},
+        {"k": "t"},
+        {"k": "a", "files": [3], "to": "x"},
+        {"k": "a", "files": "abc", "to": "x"},
+        {"k": "i", "files": []},
+        {"k": "status", "v": None},
+        {"k": "session", "pid": "x"},
+        {"k": ["m"]},
+    ],
+)
+def test_malformed_records_hold_up_nothing(store, line):
+    spool = new_spool(store)
+    spool.append(point(0, a=0.0))
+    spool.append(line)
+    spool.append(point(1, a=1.0))
+    sender = drain(spool)
+    assert sender.is_drained
+    assert history(store, sender.state.run_id, "a") == [(0, 0.0), (1, 1.0)]
+
+
+def test_a_run_the_store_has_never_seen_begins_there_and_is_found_by_its_old_id(store):
+    old = "0123456789abcdef0123456789abcdef"
+    spool = new_spool(store, run_id=old, resume=True)
+    spool.append(point(7, a=7.0))
+    run_id = drain(spool).state.run_id
+    assert run_id != old
+    assert store.find_run(old).info.run_id == run_id
+    again = new_spool(store, run_id=old, resume=True)  # another machine goes on with it
+    again.append(point(7, a=7.0))
+    again.append(point(8, a=8.0))
+    assert drain(again).state.run_id == run_id
+    assert history(store, run_id, "a") == [(7, 7.0), (8, 8.0)]
+
+
+def test_a_run_made_offline_and_sent_can_be_resumed_by_its_offline_id(store):
+    spool = new_spool(store)
+    spool.append(point(1, a=1.0))
+    run_id = drain(spool).state.run_id
+    again = new_spool(store, run_id=spool.meta["local_id"], resume=True)
+    again.append(point(2, a=2.0))
+    assert drain(again).state.run_id == run_id
+
+
+def test_broken_spools_hinder_no_other_run(root, store):
+    run_id = store.create_run("e")
+    for i, meta in enumerate(("", "[]", "{}", '{"root": 1}')):
+        (root / "spool" / f"0-broken-{i}").mkdir(parents=True)
+        (root / "spool" / f"0-broken-{i}" / "meta.json").write_text(meta)
+    logger = MLflowLogger("e", run_id=run_id, root=root)
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.finalize("success")
+    assert logger.close()
+    reports = sync(root)
+    assert [report.complete for report in reports] == [False] * 4
+    assert all("nothing of it can be sent" in str(report.problem) for report in reports)
+
+
+@pytest.mark.parametrize(
+    "uri", ["file:///", "file:///etc", "/etc", "file:///x/../RUN/artifacts", "/x/RUN/artifacts/.."]
+)
+def test_a_server_cannot_name_any_folder_of_this_machine(store, monkeypatch, uri):
+    run_id = store.create_run("e")
+    run = store.client.get_run(run_id)
+    run.info._artifact_uri = uri.replace("RUN", run_id)
+    monkeypatch.setattr(store.client, "get_run", lambda _: run)
+    with pytest.raises(TrackingError, match="nothing is written there"):
+        store.local_artifacts(run_id)

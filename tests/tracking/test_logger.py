@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -207,6 +208,36 @@ def test_store_dead_from_the_start(make_logger, tmp_path, store, caplog):
         "checkpoints/last/metadata.json",
     ]
     assert find_spools(store.root) == []
+
+
+def test_a_process_that_ends_without_a_word_leaves_no_running_run(root, store):
+    code = """
+import sys
+from eigenexp.tracking import MLflowLogger
+logger = MLflowLogger("e", root=sys.argv[1])
+print(logger.version)
+logger.log_metrics({"a": 1.0}, 0)
+raise SystemExit(3)
+"""
+    command = [sys.executable, "-c", code, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    end = time.monotonic() + 60
+    while find_spools(root) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert store.find_run(done.stdout.strip()).info.status == "FAILED"
+
+
+def test_who_waits_already_can_be_told_to_stop(make_logger):
+    logger = make_logger()
+    logger._outbox._process.kill()
+    logger._outbox._process.wait()
+    logger.log_metrics({"a": 1.0}, 0)
+    threading.Timer(0.2, logger.limit, [0.1]).start()
+    start = time.monotonic()
+    assert not logger.wait(60.0)
+    assert time.monotonic() - start < 20.0
+    assert not logger.wait(60.0)  # nor does anything wait later
 
 
 def test_dead_sender_is_replaced_at_the_next_save(make_logger, store):
