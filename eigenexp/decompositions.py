@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eigenexp.early_products import EarlyProducts
 from eigenexp.eigensolvers import RandomizedSVD
 from eigenexp.eigensolvers.dense_decomposition import jacobian_eigenpairs, perturbation_bounds
 from eigenexp.errors import ProductError
@@ -58,7 +59,12 @@ class Sketch:
 
 
 def randomized_spectrum(
-    operator: FisherOperator, k: int, p: int, q: int, seed: int, tol: float
+    operator: FisherOperator | EarlyProducts,
+    k: int,
+    p: int,
+    q: int,
+    seed: int,
+    tol: float,
 ) -> Sketch:
     """Return the top ``k`` pairs from ``k + p`` random vectors multiplied ``q + 1`` times by F.
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from eigenexp.errors import ModelError
 from eigenexp.operators import FisherOperator
 
-__all__ = ["EarlyProducts", "early_products"]
+__all__ = ["SKETCH", "EarlyProducts", "early_products"]
 
 # Measured on plenoptic's models and small networks, 16² to 256²: with so many products by the graph
 # before the recording, neither a short nor a long call takes longer than plenoptic's.
 SHORT, LONG = 16, 8
 SHORT_CALL = 32  # products planned up to which no tape is recorded
+SKETCH = 64  # the same where they are asked for in a few wide blocks
 LONG_CALL = 200  # products planned from which the tape is nearly sure to be wanted
 SMALL_PICTURE, LARGE_PICTURE = 2**12, 2**14  # values
 
@@ -52,6 +53,7 @@ def early_products(
     image: Tensor,
     planned: int,
     tape: Callable[[], FisherOperator],
+    short: int = SHORT_CALL,
 ) -> EarlyProducts | FisherOperator:
     """Return what a call that plans so many products does them with.
 
@@ -63,6 +65,8 @@ def early_products(
         Products at the most.
     tape
         Returns the operator that is worth recording.
+    short
+        Products planned up to which none is recorded at a small picture.
     """
     n = image.numel()
     if n > LARGE_PICTURE:
@@ -70,7 +74,7 @@ def early_products(
     limit = SHORT if planned <= LONG_CALL else LONG
     if n > SMALL_PICTURE:
         limit = LONG
-    elif planned <= SHORT_CALL:
+    elif planned <= short:
         limit = planned
     try:
         graph = FisherOperator(model, image, route="double-backward")

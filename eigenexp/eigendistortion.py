@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eigenexp import synthesis_files
 from eigenexp.decompositions import assemble, exact_spectrum, randomized_spectrum
+from eigenexp.early_products import SKETCH
 from eigenexp.eigensolvers import Progress, make_solver, multiply
 from eigenexp.errors import InputError, InputTypeError
 from eigenexp.orthogonal_iteration import End, OrthogonalIteration, Products, RitzPairs
@@ -224,7 +225,9 @@ class Eigendistortion(Synthesis):
     ) -> None:
         if which not in (None, "top"):
             raise InputError(f"which: expected 'top' for randomized_svd, got {which!r}")
-        sketch = randomized_spectrum(self.operator, k, p, q, seed, tol)
+        # The blocks of the sketch, and those that measure its pairs and what it misses.
+        planned = (q + 2) * (k + p) + 10
+        sketch = randomized_spectrum(self._products(planned, SKETCH), k, p, q, seed, tol)
         self._keep(sketch.spectrum)
         worst = float(sketch.spectrum.residuals.max())
         warnings.warn(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eigenexp import synthesis_checks, synthesis_files
 from eigenexp.decompositions import residual_status
-from eigenexp.early_products import EarlyProducts, early_products
+from eigenexp.early_products import SHORT_CALL, EarlyProducts, early_products
 from eigenexp.errors import InputError, ModelError
 from eigenexp.operators import FisherOperator
 from eigenexp.orthogonal_iteration import OrthogonalIteration, RitzPairs
@@ -99,11 +99,11 @@ class Synthesis:
             self._operator = _linearise(self._model, self._image, self._num_responses)
         return self._operator
 
-    def _products(self, planned: int) -> EarlyProducts | FisherOperator:
+    def _products(self, planned: int, short: int = SHORT_CALL) -> EarlyProducts | FisherOperator:
         """F for a call that plans so many products."""
         if self._num_responses <= FEW_RESPONSES:
             return self.operator
-        return early_products(self._model, self._image, planned, lambda: self.operator)
+        return early_products(self._model, self._image, planned, lambda: self.operator, short)
 
     @property
     def _image_flat(self) -> Tensor:
