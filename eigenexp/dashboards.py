@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def commands(root: Path, mlflow_port: int, tensorboard_port: int) -> dict[str, l
 
 
 def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
-    """Run both dashboards until Ctrl-C, printing each address once it answers.
+    """Run both dashboards until Ctrl-C (0) or SIGTERM (143), printing each address as it answers.
 
     Raises
     ------
@@ -55,6 +56,14 @@ def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
     if importlib.util.find_spec("tensorboard") is None:
         raise TrackingError("TensorBoard: expected it installed; pip install tensorboard")
     servers: dict[str, subprocess.Popen[bytes]] = {}
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    # Python alone would end at once on SIGTERM, and leave the servers behind.
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         for name, command in commands(root, mlflow_port, tensorboard_port).items():
             log = (root / f"{name.lower()}.log").open("wb")
@@ -76,8 +85,9 @@ def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
         ended = next(name for name, process in servers.items() if process.poll() is not None)
         raise TrackingError(f"{ended} ended by itself; see {root / f'{ended.lower()}.log'}")
     except KeyboardInterrupt:
-        return 0
+        return 128 + received[0] if received else 0
     finally:
+        signal.signal(signal.SIGTERM, before)
         for process in servers.values():
             process.terminate()
         for process in servers.values():

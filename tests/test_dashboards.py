@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,10 @@ def test_mlflow_is_opened_at_the_newest_table_of_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_both_answer_and_ctrl_c_stops_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_both_answer_and_a_signal_stops_both(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
     ports = {"MLflow": free_port(), "TensorBoard": free_port()}
     command = [sys.executable, "-m", "eigenexp.cli", "ui", "--root", str(tmp_path / "mlruns")]
     for name, port in ports.items():
@@ -72,6 +76,8 @@ def test_both_answer_and_ctrl_c_stops_both(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell that started the tests in the background has SIGINT ignored in all of them.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None
@@ -81,9 +87,9 @@ def test_both_answer_and_ctrl_c_stops_both(tmp_path: Path) -> None:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
                 assert name.lower() in answer.read().decode().lower()
         assert "Ctrl-C" in lines[2]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+        assert process.returncode == code, errors
         assert "Traceback" not in errors
         deadline = time.monotonic() + 30
         for port in ports.values():  # nobody listens any more, workers included
