@@ -18,11 +18,15 @@ import statistics
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import plenoptic as po
 import torch
 
 from eigenexp import Eigendistortion
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "eigendistortion"))
+from plenoptic_models import MODELS
 
 POWER = {"method": "power", "stop_criterion": 0.0}
 METHODS = {
@@ -31,17 +35,6 @@ METHODS = {
     "power, to the end": {"method": "power", "max_iter": 200},
     "randomized_svd": {"method": "randomized_svd"},
     "exact": {"method": "exact"},
-}
-TRAINED = {"pretrained": True, "cache_filt": True}
-MODELS = {
-    "Identity": po.models.Identity,
-    "Linear": lambda: po.models.Linear((7, 7)),
-    "Gaussian": lambda: po.models.Gaussian((11, 11), std=2.0),
-    "CenterSurround": lambda: po.models.CenterSurround((11, 11)),
-    "LinearNonlinear": lambda: po.models.LinearNonlinear(31, **TRAINED),
-    "LuminanceGainControl": lambda: po.models.LuminanceGainControl(31, **TRAINED),
-    "LuminanceContrastGainControl": lambda: po.models.LuminanceContrastGainControl(31, **TRAINED),
-    "OnOff": lambda: po.models.OnOff(31, **TRAINED),
 }
 SMALL, LARGE, MOST_FOR_EXACT = 16, 128, 32
 

@@ -7,10 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eigenexp.console import printable, say
 from eigenexp.console import quiet as _quiet
-from eigenexp.errors import EigenexpError
+from eigenexp.errors import EigenexpError, RunNotFoundError
+
+if TYPE_CHECKING:
+    from eigenexp.sweeps.manifest import SweepFolder
 
 __all__ = ["main"]
 
@@ -278,7 +282,11 @@ def _show(options: argparse.Namespace) -> int:
 
         say("\n".join(format_runs(list_runs(options.root), options.sort)))
         return 0
-    if _show_sweep(options.name, options.root):
+    sweep = _named_sweep(options.name, options.root)
+    if sweep is not None:
+        from eigenexp.sweeps import show
+
+        show(sweep, say=say)
         return 0
     run = find_run(options.name, options.root)
     record = run.read_record()
@@ -293,26 +301,25 @@ def _show(options: argparse.Namespace) -> int:
 
         say("\n".join(study_lines(run)))
         return 0
-    path = run.results / "spectrum.safetensors"
+    from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
+
+    path = run.results / SPECTRUM_FILE
     if not path.is_file():
         print(f"no result yet; go on with: eigenexp resume {run.run_id}")
         return 0
-    from eigenexp.spectrum import Spectrum
-
     say(f"\n{Spectrum.load(path)}\n")
     for result in sorted(run.results.iterdir()):
         say(str(result))
     return 0
 
 
-def _show_sweep(name: str, root: str) -> bool:
-    """Show a sweep if the name is one's; whether it is."""
+def _named_sweep(name: str, root: str) -> SweepFolder | None:
+    """Return the sweep of that name; ``None`` where it is no sweep's."""
     if name == "last" or not list(Path(root).glob(f"sweeps/{name}*/manifest.json")):
-        return False
-    from eigenexp.sweeps import find_sweep, show
+        return None
+    from eigenexp.sweeps import find_sweep
 
-    show(find_sweep(name, root), say=say)
-    return True
+    return find_sweep(name, root)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -335,12 +342,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _runs_of(name: str, root: str) -> list[str]:
     """Return a sweep's runs that have one, or the name itself where it is no sweep's."""
-    if name == "last" or not list(Path(root).glob(f"sweeps/{name}*/manifest.json")):
+    sweep = _named_sweep(name, root)
+    if sweep is None:
         return [name]
-    from eigenexp.errors import RunNotFoundError
-    from eigenexp.sweeps import find_sweep
-
-    sweep = find_sweep(name, root)
     runs = [str(job.facts["run_id"]) for job in sweep.jobs() if job.facts.get("run_id")]
     if not runs:
         raise RunNotFoundError(

@@ -1,12 +1,13 @@
-"""What the screen shows beside our own lines: nothing, until something is wrong."""
+"""What the screen shows: our own lines, and beside them nothing until something is wrong."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import warnings
+from collections.abc import Collection, Sequence
 
-__all__ = ["printable", "quiet", "say"]
+__all__ = ["aligned", "printable", "quiet", "say"]
 
 
 def printable(text: str) -> str:
@@ -18,6 +19,18 @@ def say(text: str) -> None:
     """Print lines a person reads; names in them are foreign, and shown as they are."""
     for line in text.split("\n"):
         print(printable(line), flush=True)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+    """Return a table's rows as lines, its columns under each other, those in ``right`` flush."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def quiet() -> None:

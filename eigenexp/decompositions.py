@@ -11,12 +11,20 @@ from torch import Tensor
 from eigenexp.early_products import EarlyProducts
 from eigenexp.eigensolvers import RandomizedSVD
 from eigenexp.eigensolvers.dense_decomposition import jacobian_eigenpairs, perturbation_bounds
+from eigenexp.eigensolvers.randomized_svd import VERIFICATION_PRODUCTS
 from eigenexp.errors import ProductError
 from eigenexp.operators import FisherOperator
 from eigenexp.orthogonal_iteration import RitzPairs
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 
-__all__ = ["Sketch", "assemble", "exact_spectrum", "randomized_spectrum", "residual_status"]
+__all__ = [
+    "Sketch",
+    "assemble",
+    "exact_spectrum",
+    "randomized_spectrum",
+    "residual_status",
+    "sketch_products",
+]
 
 
 def exact_spectrum(jacobian: Tensor, image_shape: tuple[int, ...], tol: float) -> Spectrum:
@@ -56,6 +64,14 @@ class Sketch:
 
     spectrum: Spectrum
     error: float
+
+
+def sketch_products(k: int, p: int, q: int) -> int:
+    """Return how many products :func:`randomized_spectrum` takes at the most.
+
+    The blocks of the sketch, one that measures its pairs, and vectors for what it misses.
+    """
+    return (q + 2) * (k + p) + VERIFICATION_PRODUCTS
 
 
 def randomized_spectrum(

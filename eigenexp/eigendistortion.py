@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from eigenexp import synthesis_files
-from eigenexp.decompositions import assemble, exact_spectrum, randomized_spectrum
+from eigenexp.decompositions import (
+    assemble,
+    exact_spectrum,
+    randomized_spectrum,
+    sketch_products,
+)
 from eigenexp.early_products import SKETCH
 from eigenexp.eigensolvers import Progress, make_solver, multiply
 from eigenexp.errors import InputError, InputTypeError
@@ -225,9 +230,8 @@ class Eigendistortion(Synthesis):
     ) -> None:
         if which not in (None, "top"):
             raise InputError(f"which: expected 'top' for randomized_svd, got {which!r}")
-        # The blocks of the sketch, and those that measure its pairs and what it misses.
-        planned = (q + 2) * (k + p) + 10
-        sketch = randomized_spectrum(self._products(planned, SKETCH), k, p, q, seed, tol)
+        operator = self._products(sketch_products(k, p, q), SKETCH)
+        sketch = randomized_spectrum(operator, k, p, q, seed, tol)
         self._keep(sketch.spectrum)
         worst = float(sketch.spectrum.residuals.max())
         warnings.warn(

@@ -452,14 +452,12 @@ class EigendistortionModule(L.LightningModule):
             self._gathered = gather(product)
             return None, self._gathered.square().sum()
         if self._steps_directly:
-            products, padding = gather(product), probe.shape[1] - width
-            if padding:
-                products = nn.functional.pad(products, (0, padding))
+            products = gather(product)
         else:
             products = torch.zeros_like(probe)
             products[:, first:last] = ranks * product[:, : last - first]
         if responses is None or not self.solver.reads_responses:
-            return products, (probe * products).sum()
+            return products, (probe[:, : products.shape[1]] * products).sum()
         self._responses = gather(responses).contiguous()
         return products, self._responses.square().sum()
 

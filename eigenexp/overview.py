@@ -10,6 +10,7 @@ from typing import Any
 from eigenexp.spectrum import Spectrum
 
 __all__ = [
+    "ROW_COLUMNS",
     "description",
     "escape_markdown",
     "failed_description",
@@ -19,6 +20,8 @@ __all__ = [
     "worst_status",
 ]
 
+ROW_COLUMNS = ("model", "picture", "k", "lambda_max", "lambda_min", "worst_residual")
+"""What tables of runs and of jobs have in common; ``worst_residual`` is over λmax."""
 _MOST_PAIRS = 12
 _STATUSES = ("unconverged", "unverified", "converged")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -30,6 +29,7 @@ from eigenexp.callbacks.sending import send_description, send_settings
 from eigenexp.checkpoints import find_checkpoint, load_metadata
 from eigenexp.config import override_config, plain_config, shown_settings
 from eigenexp.errors import CheckpointError, ConfigError, TrackingError
+from eigenexp.fitting import fit_to_the_end, name_run
 from eigenexp.images import Picture
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.overview import failed_description, model_name, problem_row, result_row
@@ -187,8 +187,7 @@ def _solve(
     stop = GracefulStop()
     with stop.listening():
         mlflow = _mlflow_logger(settings, root, run, title)
-        run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
-        folder = RunFolder(root, run_id)
+        folder = RunFolder(root, name_run(run, mlflow))
         with nullcontext() if start is not None else hold_run(folder):
             return _run(folder, settings, module, picture, mlflow, checkpoint, title, stop, say)
 
@@ -232,10 +231,14 @@ def _run(
         trainer = build_trainer(settings, loggers, callbacks)
         if is_first:
             say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
-        _fit(trainer, module, checkpoint)
-        if mlflow is not None:
-            stop.over(lambda: mlflow.limit(stop.patience))
-        exit_code = stop.exit_code or (OUT_OF_TIME if _is_out_of_time(trainer, module) else 0)
+        exit_code = fit_to_the_end(
+            trainer,
+            module,
+            stop,
+            mlflow,
+            lambda: module.solver.stop_reason is StopReason.RUNNING,
+            checkpoint,
+        )
         status = "KILLED" if exit_code else "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -400,19 +403,6 @@ class _Beginning(L.Callback):
 # -- pieces ----------------------------------------------------------------------------------------
 
 
-def _fit(trainer: Any, module: EigendistortionModule, checkpoint: Path | None) -> None:
-    with warnings.catch_warnings():
-        # Lightning's hints on data loading do not apply to a loader of solver steps.
-        warnings.filterwarnings("ignore", module=r"lightning\.")
-        try:
-            trainer.fit(module, ckpt_path=None if checkpoint is None else str(checkpoint))
-        except SystemExit as error:
-            # Lightning turns Ctrl-C outside the loop into sys.exit(1), which hides the cause.
-            if isinstance(error.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from error
-            raise
-
-
 def _check_names(settings: Mapping[str, Any]) -> None:
     """Refuse what no store takes, before a run is begun."""
     if not str(settings.get("experiment_name", "eigenexp")).strip():
@@ -452,12 +442,6 @@ def _mlflow_logger(
         tracking_uri=settings["logger"]["tracking_uri"],
         tags=settings["tags"],
     )
-
-
-def _is_out_of_time(trainer: Any, module: EigendistortionModule) -> bool:
-    """Whether the trainer's timer ended the run before the solver or the steps did."""
-    at_max_steps = trainer.global_step >= trainer.max_steps >= 0
-    return not at_max_steps and module.solver.stop_reason is StopReason.RUNNING
 
 
 def _facts(

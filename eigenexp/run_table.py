@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eigenexp.console import aligned
 from eigenexp.errors import CheckpointError, InputError
+from eigenexp.overview import ROW_COLUMNS
 from eigenexp.runs import RunFolder
 
 __all__ = ["COLUMNS", "format_runs", "run_rows"]
@@ -16,16 +18,11 @@ COLUMNS = (
     "run",
     "created",
     "status",
-    "model",
-    "picture",
-    "k",
-    "lambda_max",
-    "lambda_min",
-    "worst_residual",
+    *ROW_COLUMNS,
     "pairs",
     "products",
 )
-"""``worst_residual`` is over λmax; ``pairs`` the worst status of the pairs."""
+"""``pairs`` the worst status of the pairs."""
 
 _HEADINGS = {
     "lambda_max": "λmax",
@@ -85,14 +82,7 @@ def format_runs(runs: Sequence[RunFolder], sort: str = "created") -> list[str]:
     rows = known + [row for row in rows if not _is_known(row[column])]
     cells = [[_HEADINGS.get(name, name) for name in COLUMNS]]
     cells += [[_cell(name, row[name]) for name in COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-    return [
-        "  ".join(
-            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
-            for name, cell, width in zip(COLUMNS, line, widths, strict=True)
-        ).rstrip()
-        for line in cells
-    ]
+    return aligned(cells, right=[i for i, name in enumerate(COLUMNS) if name in _RIGHT])
 
 
 def _is_known(value: Any) -> bool:

@@ -16,7 +16,10 @@ from torch import Tensor
 from eigenexp.atomic import write_atomic
 from eigenexp.errors import CheckpointError, InputError
 
-__all__ = ["PairStatus", "Spectrum", "StopReason"]
+__all__ = ["SPECTRUM_FILE", "PairStatus", "Spectrum", "StopReason"]
+
+SPECTRUM_FILE = "spectrum.safetensors"
+"""Name of the file of pairs in any folder of results."""
 
 SCHEMA_VERSION = 1
 

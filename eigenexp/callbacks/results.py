@@ -23,7 +23,7 @@ from eigenexp.errors import CheckpointError
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.overview import description, result_row
 from eigenexp.picture_files import PICTURE_FILE, save_picture
-from eigenexp.spectrum import Spectrum
+from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 
 __all__ = ["CONVERGENCE_FILE", "ResultFiles", "convergence_table", "eigenvalue_table"]
 
@@ -134,7 +134,7 @@ class ResultFiles(L.Callback):
         spectrum = module.solver.result().reshape(module.operator.image_shape)
         spectrum = spectrum.with_metadata({**module.metadata(), **self.metadata})
         folder = self._folder(trainer)
-        self.paths["spectrum.safetensors"] = spectrum.save(folder / "spectrum.safetensors")
+        self.paths[SPECTRUM_FILE] = spectrum.save(folder / SPECTRUM_FILE)
         table = folder / "eigenvalues.csv"
         write_atomic(table, eigenvalue_table(spectrum).encode())
         self.paths[table.name] = table

@@ -15,9 +15,10 @@ from eigenexp.eigensolvers.rayleigh_ritz import Ritz, rayleigh_ritz, with_produc
 from eigenexp.errors import InputError
 from eigenexp.spectrum import Spectrum, StopReason
 
-__all__ = ["RandomizedSVD"]
+__all__ = ["VERIFICATION_PRODUCTS", "RandomizedSVD"]
 
 ITERATING, VERIFYING = "iterating", "verifying"
+VERIFICATION_PRODUCTS = 10
 # Fresh random vectors below which the bound of what was missed is too likely to be wrong.
 _FEWEST_PROBES = 6
 
@@ -73,7 +74,7 @@ class RandomizedSVD(Eigensolver):
         which: Which = "top",
         oversampling: int = 10,
         power_iterations: int | None = None,
-        verification_products: int = 10,
+        verification_products: int = VERIFICATION_PRODUCTS,
         patience: int = 100,
         **settings: Any,
     ) -> None:

@@ -21,10 +21,10 @@ from eigenexp.images import Picture, load_picture
 from eigenexp.json_files import read_json
 from eigenexp.picture_files import PICTURE_FILE, load_saved_picture
 from eigenexp.report.page import render_report
-from eigenexp.report.unfinished import SPECTRUM_FILE, fetch_result, spectrum_so_far
+from eigenexp.report.unfinished import fetch_result, spectrum_so_far
 from eigenexp.report.view import ReportRun
 from eigenexp.runs import RunFolder, find_run
-from eigenexp.spectrum import Spectrum
+from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.study.folder import StudyFolder
 
 __all__ = ["load_run", "load_runs", "read_convergence", "report_from", "write_report"]
@@ -149,7 +149,7 @@ def load_runs(
     given = Path(name)
     if not (given / SPECTRUM_FILE).is_file():
         run = _find(str(name), Path(root).absolute())
-        if run.record_path.is_file() and run.read_record().get("study"):
+        if run.is_study:
             return _study_runs(run)
     return [load_run(name, root)]
 

@@ -18,14 +18,11 @@ from eigenexp.errors import CheckpointError, RunNotFoundError
 from eigenexp.picture_files import PICTURE_FILE
 from eigenexp.recasting import state_dtype
 from eigenexp.runs import RunFolder
-from eigenexp.spectrum import Spectrum
+from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.tracking import Store, download_artifact, download_checkpoint
 from eigenexp.tracking.store import check_run_id
 
-__all__ = ["SPECTRUM_FILE", "fetch_result", "spectrum_so_far"]
-
-SPECTRUM_FILE = "spectrum.safetensors"
-
+__all__ = ["fetch_result", "spectrum_so_far"]
 
 _CPU = torch.device("cpu")
 

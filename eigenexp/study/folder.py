@@ -28,7 +28,7 @@ from eigenexp.atomic import remove_orphans, write_atomic, write_json_atomic
 from eigenexp.checkpoints import load_checkpoint, save_checkpoint
 from eigenexp.errors import CheckpointError
 from eigenexp.json_files import read_json
-from eigenexp.spectrum import Spectrum
+from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 
 __all__ = ["StudyFolder"]
 
@@ -121,7 +121,7 @@ class StudyFolder:
         folder = self.picture_path(int(record["position"]), str(record["name"]))
         folder.mkdir(parents=True, exist_ok=True)
         if spectrum is not None:
-            spectrum.save(folder / "spectrum.safetensors")
+            spectrum.save(folder / SPECTRUM_FILE)
         if history:
             text = io.StringIO()
             writer = csv.DictWriter(text, fieldnames=list(history[0]))
@@ -149,7 +149,7 @@ class StudyFolder:
                 "one not finished yet" if record is None else f"one that failed: {record['error']}"
             )
             raise CheckpointError(f"picture {position}: expected a finished picture, got {got}")
-        return Spectrum.load(self.picture_path(position, record["name"]) / "spectrum.safetensors")
+        return Spectrum.load(self.picture_path(position, record["name"]) / SPECTRUM_FILE)
 
     def forget_failures(self) -> list[int]:
         """Delete the records of pictures that failed, so that they are tried again."""

@@ -31,7 +31,7 @@ __all__ = ["StudyModule"]
 
 # What one step takes at least. Under several processes: they meet once a step. On one: Lightning's
 # own third of a millisecond a step is then next to nothing.
-_SLICE_SECONDS = {"many": 1.0, "one": 0.02}
+_SLICE_OF_MANY, _SLICE_OF_ONE = 1.0, 0.02
 
 
 class StudyModule(L.LightningModule):
@@ -363,10 +363,8 @@ class StudyModule(L.LightningModule):
         one process that is to end at ``max_steps`` it is one turn.
         """
         trainer = self.trainer
-        seconds = _SLICE_SECONDS["many" if trainer.world_size > 1 else "one"]
-        until = time.monotonic()
-        if trainer.world_size > 1 or trainer.max_steps == -1:
-            until += seconds
+        seconds = _SLICE_OF_ONE if trainer.max_steps == -1 else 0.0
+        until = time.monotonic() + (_SLICE_OF_MANY if trainer.world_size > 1 else seconds)
         while self._has_work():
             self._turn()
             if time.monotonic() >= until:

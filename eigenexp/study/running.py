@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-import uuid
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from eigenexp.building import build_loggers, build_trainer, operator_options
 from eigenexp.callbacks import GracefulStop
 from eigenexp.callbacks.sending import send_settings
 from eigenexp.config import TrainerConfig, shown_settings
+from eigenexp.fitting import fit_to_the_end, name_run
 from eigenexp.overview import model_name, problem_row
 from eigenexp.ranks import is_first_rank
 from eigenexp.runs import OUT_OF_TIME, RunFolder
@@ -105,16 +103,17 @@ def fit_study(
     is_first = is_first_rank()
     if run is None:
         find_pictures(settings["image"]["path"])  # a mistyped path begins no run
-    title = f"{model_name(settings['model'])} at {_short(settings['image']['path'])}"
+    source = _short(settings["image"]["path"])
+    title = f"{model_name(settings['model'])} at {source}"
     mlflow = mlflow_logger(title) if is_first else None
-    run_id = run.run_id if run is not None else (mlflow and mlflow.version) or uuid.uuid4().hex
+    run_id = name_run(run, mlflow)
     place = RunFolder(root, run_id)
     module = _build_module(settings, model, place)
     module.run_metadata = {"config": settings, "run_id": run_id}
     module.force_resume = force
     retry = settings["study"]["retry_failed"]
     if is_first:
-        row = {**problem_row(settings), "picture": _short(settings["image"]["path"])}
+        row = {**problem_row(settings), "picture": source}
         place.write_record(config=settings, status="RUNNING", title=title, study=True, row=row)
         if retry:
             module.folder.forget_failures()
@@ -131,11 +130,14 @@ def fit_study(
     with place.hold() if run is None and is_first else nullcontext():
         try:
             for logger in loggers:
-                send_settings(logger, shown_settings(settings, _short(settings["image"]["path"])))
-            _fit(trainer, module)
-            if mlflow is not None:
-                stop.over(partial(mlflow.limit, stop.patience))
-            exit_code = stop.exit_code or (OUT_OF_TIME if _is_out_of_time(trainer, module) else 0)
+                send_settings(logger, shown_settings(settings, source))
+            exit_code = fit_to_the_end(
+                trainer,
+                module,
+                stop,
+                mlflow,
+                lambda: len(module.folder.records()) < module.num_pictures,
+            )
             status = "KILLED" if exit_code else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -183,25 +185,6 @@ def _endless(settings: dict[str, Any]) -> dict[str, Any]:
     if trainer["max_steps"] == TrainerConfig.max_steps:
         trainer["max_steps"] = -1
     return {**settings, "trainer": trainer}
-
-
-def _fit(trainer: L.Trainer, module: StudyModule) -> None:
-    with warnings.catch_warnings():
-        # Lightning's hints on data loading do not apply to a loader of turns.
-        warnings.filterwarnings("ignore", module=r"lightning\.")
-        try:
-            trainer.fit(module)
-        except SystemExit as error:
-            # Lightning turns Ctrl-C outside the loop into sys.exit(1), which hides the cause.
-            if isinstance(error.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from error
-            raise
-
-
-def _is_out_of_time(trainer: L.Trainer, module: StudyModule) -> bool:
-    """Whether the trainer's timer ended the study before its pictures or the steps did."""
-    at_max_steps = trainer.global_step >= trainer.max_steps >= 0
-    return not at_max_steps and len(module.folder.records()) < module.num_pictures
 
 
 def _stop_reason(status: str, exit_code: int, done: int, total: int) -> str:

@@ -87,7 +87,7 @@ class SweepJob:
             except Exception as error:  # a defect, or a model's own: kept whole, told in one line
                 state, facts = FAILED, {"error": _one_line(error), "traceback": _trace(error)}
             seconds = spent + time.perf_counter() - began
-            facts.setdefault("row", failed_row(settings))["seconds"] = round(seconds, 3)
+            facts.setdefault("row", problem_row(settings))["seconds"] = round(seconds, 3)
             facts["threads"] = settings["threads"]
             folder.write_job(index, state, seconds=seconds, **facts)
         if state == STOPPED and self.in_process:
@@ -137,20 +137,15 @@ class SweepJob:
 def job_row(settings: Mapping[str, Any], result: Any) -> dict[str, Any]:
     """Return a finished job's line of the table; a job of many pictures has their worst."""
     if hasattr(result, "spectrum"):
-        return {**failed_row(settings), **result_row(result.spectrum)}
+        return {**problem_row(settings), **result_row(result.spectrum)}
     records = [record for record in result.records.values() if record.get("pairs")]
     pairs = [pair for record in records for pair in record["pairs"]]
     return {
-        **failed_row(settings),
+        **problem_row(settings),
         "worst_residual": max((p["relative_residual"] for p in pairs), default=None),
         "status": worst_status([str(pair["status"]) for pair in pairs]),
         "products": sum(record["num_products"] for record in records),
     }
-
-
-def failed_row(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the line of a job that has no result: what it was to be."""
-    return problem_row(settings)
 
 
 def _granted_threads() -> int | None:

@@ -13,9 +13,10 @@ from typing import Any, Self
 
 from eigenexp.config import compose_config, plain_config
 from eigenexp.errors import ConfigError
+from eigenexp.overview import problem_row
 from eigenexp.runs import open_root
 from eigenexp.sweeps.expanding import expand, split_hydra
-from eigenexp.sweeps.job import SWEEP_TAG, SweepJob, SweepStoppedError, failed_row
+from eigenexp.sweeps.job import SWEEP_TAG, SweepJob, SweepStoppedError
 from eigenexp.sweeps.launchers import Launch, check_launcher, job_threads
 from eigenexp.sweeps.manifest import FINISHED, RUNNING, Job, SweepFolder, find_sweep
 from eigenexp.sweeps.table import format_table, write_tables
@@ -66,7 +67,7 @@ def sweep(overrides: Sequence[str], *, say: Say = print) -> int:
         hydra=hydra_overrides,
         launcher=launcher,
         cwd=str(Path.cwd()),
-        rows=[failed_row(each) for each in settings],
+        rows=[problem_row(each) for each in settings],
         experiment_name=settings[0]["experiment_name"],
         logger=settings[0]["logger"],
         parent_run_id=None,

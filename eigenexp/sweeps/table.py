@@ -9,23 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from eigenexp.atomic import write_atomic
+from eigenexp.console import aligned
+from eigenexp.overview import ROW_COLUMNS
 from eigenexp.sweeps.manifest import FINISHED, Job, SweepFolder
 
 __all__ = ["COLUMNS", "format_table", "rows", "write_tables"]
 
 COLUMNS = (
     "job",
-    "model",
-    "picture",
-    "k",
-    "lambda_max",
-    "lambda_min",
-    "worst_residual",
+    *ROW_COLUMNS,
     "status",
     "products",
     "seconds",
 )
-"""``worst_residual`` is over λmax; ``status`` the worst of the pairs', or the job's own state."""
+"""``status`` the worst of the pairs', or the job's own state."""
 
 
 def rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -86,15 +83,7 @@ def format_table(jobs: Sequence[Job]) -> str:
                 _number(line["seconds"], "{:.1f}"),
             )
         )
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    left = {1, 2, 7}
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    )
+    return "\n".join(aligned(cells, right=[0, 3, 4, 5, 6, 8, 9]))
 
 
 def _number(value: Any, style: str) -> str:

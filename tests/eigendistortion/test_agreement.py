@@ -7,17 +7,7 @@ from eigenexp import Eigendistortion
 
 po = pytest.importorskip("plenoptic")
 
-TRAINED = {"pretrained": True, "cache_filt": True}
-MODELS = {
-    "Identity": lambda: po.models.Identity(),
-    "Linear": lambda: po.models.Linear((7, 7)),
-    "Gaussian": lambda: po.models.Gaussian((11, 11), std=2.0),
-    "CenterSurround": lambda: po.models.CenterSurround((11, 11)),
-    "LinearNonlinear": lambda: po.models.LinearNonlinear(31, **TRAINED),
-    "LuminanceGainControl": lambda: po.models.LuminanceGainControl(31, **TRAINED),
-    "LuminanceContrastGainControl": lambda: po.models.LuminanceContrastGainControl(31, **TRAINED),
-    "OnOff": lambda: po.models.OnOff(31, **TRAINED),
-}
+MODELS = pytest.importorskip("plenoptic_models").MODELS
 
 
 @pytest.fixture(params=list(MODELS))
