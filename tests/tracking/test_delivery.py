@@ -315,6 +315,7 @@ def test_a_damaged_state_sends_nothing_twice_and_loses_nothing(
     assert again.state.run_id == run_id
     assert [s for s, _ in history(store, run_id, "a")] == list(range(120))
     assert not again.state.lost
+    assert again.state.points == 20  # what the store has is not sent again
     assert drain(spool).state.run_id == run_id
 
 
