@@ -274,3 +274,11 @@ def test_unknown_methods_and_settings_name_what_exists() -> None:
         make_solver(operator, "lanczos", k=51)
     with pytest.raises(InputError, match="which"):
         make_solver(operator, "lanczos", which="sideways")
+
+
+def test_finite_products_whose_sum_overflows_are_not_taken_for_nan() -> None:
+    solver = METHODS["power"](1000, k=1, which="top", dtype=torch.float32)
+    block = solver.ask()
+    solver._check_products(torch.full_like(block, 1e36), block)
+    with pytest.raises(ProductError, match="finite"):
+        solver._check_products(torch.full_like(block, torch.inf), block)
