@@ -33,6 +33,7 @@ __all__ = ["BatchedFisherOperator", "pictures_at_once"]
 # wait for each other and processes that share out batches cost more than is gained.
 CPU_BYTES = 2**17
 CPU_PICTURES = 8
+FEWEST_PICTURES = 3  # two at once were slower than one after another (convolutional net, 32²)
 ACCELERATOR_BYTES = 2**28
 ACCELERATOR_PICTURES = 64
 
@@ -52,7 +53,8 @@ def pictures_at_once(width: int, dtype: torch.dtype, device: torch.device) -> in
     budget = CPU_BYTES if on_cpu else ACCELERATOR_BYTES
     most = CPU_PICTURES if on_cpu else ACCELERATOR_PICTURES
     bytes_each = width * torch.empty(0, dtype=dtype).element_size()
-    return 1 if width == 0 else max(1, min(most, budget // bytes_each))
+    count = 0 if width == 0 else min(most, budget // bytes_each)
+    return count if count >= FEWEST_PICTURES else 1
 
 
 class BatchedFisherOperator:
