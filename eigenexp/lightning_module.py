@@ -39,11 +39,13 @@ from eigenexp.lightning_overhead import (
     remember_signature,
     silence_profiler,
     step_directly,
+    terminate,
 )
 from eigenexp.operators import AverageFisherOperator, FisherOperator
-from eigenexp.ranks import gather_columns, mean_of_ranks, together
+from eigenexp.ranks import together
 from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import Spectrum
+from eigenexp.team import Team, Topic
 
 __all__ = [
     "PRECISIONS",
@@ -242,6 +244,7 @@ class EigendistortionModule(L.LightningModule):
         self._width = 0
         self._products: Tensor | None = None
         self._steps_directly = False
+        self._team: Team | None = None
         self._rng_state: dict[str, Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
         # Only the solver's state goes into a checkpoint, so a state dict never matches strictly.
@@ -269,6 +272,13 @@ class EigendistortionModule(L.LightningModule):
         if self._operator is None:
             raise RuntimeError("operator: expected trainer.fit(module) first; it linearises f")
         return self._operator
+
+    @property
+    def team(self) -> Team:
+        """The processes that take each step together; there while ``trainer.fit`` trains."""
+        if self._team is None:
+            raise RuntimeError("team: expected trainer.fit(module) at work; processes meet in it")
+        return self._team
 
     @property
     def model(self) -> nn.Module | Callable[[Tensor], Any]:
@@ -378,7 +388,13 @@ class EigendistortionModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Restore the global random state of a resumed run; keep the model in ``eval``."""
         self._steps_directly = may_step_directly(self.trainer, self)
-        step_directly(self.trainer, self if self._steps_directly else None)
+        self._team = team = Team(self.trainer, RESUME_ADVICE)
+        team.talks = self._steps_directly and team.is_linked
+        step_directly(
+            self.trainer,
+            self if self._steps_directly else None,
+            team.terminated if team.talks else None,
+        )
         if isinstance(self.model, nn.Module):
             self.model.eval()
         if self._rng_state is not None:
@@ -394,24 +410,37 @@ class EigendistortionModule(L.LightningModule):
             return -1
         return None
 
+    def teardown(self, stage: str) -> None:
+        """Let go of the other processes, also after an error."""
+        if self._team is not None:
+            self._team.close()
+
     @remember_signature
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return −½‖J V‖² for the block in the probe; its gradient is −F V."""
         if self._steps_directly:
             products, energy = self._multiply(self.probe.detach())
-            if products is not None and self._parallel != "columns":
+            if self._parallel != "columns":
                 # What DDP does to gradients.
-                products = mean_of_ranks(self.trainer, products, RESUME_ADVICE)
+                products = self._mean_of_processes(products)
             self._products = products
             return -0.5 * energy
         apply = cast("Callable[..., Tensor]", _HalfSquaredResponse.apply)
         return apply(self.probe, self)
+
+    def _mean_of_processes(self, products: Tensor | None) -> Tensor | None:
+        if products is not None:
+            return self.team.mean(products)
+        self.team.meet(self.probe.detach())
+        return None
 
     def direct_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Take a training step, and hand its product to the solver where no gradient need be."""
         loss = self.training_step(batch, batch_idx)
         products, self._products = self._products, None
         self._advance(products)
+        if self.team.heard(Topic.TERMINATED):
+            terminate(self.trainer)
         return loss
 
     def _multiply(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -446,7 +475,7 @@ class EigendistortionModule(L.LightningModule):
 
         def gather(block: Tensor) -> Tensor:
             part = block[:, : last - first]
-            return gather_columns(self.trainer, part, share, RESUME_ADVICE)[:, :width]
+            return self.team.gather_columns(part, share)[:, :width]
 
         if request != "fisher":
             self._gathered = gather(product)

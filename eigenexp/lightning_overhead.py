@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import signal
 from collections import OrderedDict
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import lightning as L
@@ -18,10 +20,18 @@ from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimizatio
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["may_step_directly", "remember_signature", "silence_profiler", "step_directly"]
+__all__ = [
+    "may_step_directly",
+    "remember_signature",
+    "silence_profiler",
+    "step_directly",
+    "terminate",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,6 +44,7 @@ _CALLBACK_HOOKS = (
     "on_after_backward",
     "on_before_optimizer_step",
 )
+_BROADCAST = "_broadcast_sigterm_tensor"
 _MODULE_HOOKS = (*_CALLBACK_HOOKS, "optimizer_step", "optimizer_zero_grad", "backward")
 
 
@@ -118,13 +129,56 @@ class _DirectSteps(_AutomaticOptimization):
         return {"loss": loss}
 
 
-def step_directly(trainer: L.Trainer, module: L.LightningModule | None) -> None:
+def step_directly(
+    trainer: L.Trainer,
+    module: L.LightningModule | None,
+    on_sigterm: Callable[[], None] | None = None,
+) -> None:
     """Let ``module.direct_step`` be the whole of a training step; ``None``: as Lightning does.
 
-    ``direct_step`` takes what ``training_step`` takes, and also does what follows it.
+    Parameters
+    ----------
+    trainer
+        Whose steps they are.
+    module
+        Its ``direct_step`` takes what ``training_step`` takes, and also does what follows it.
+    on_sigterm
+        Called by the handler of SIGTERM, for a module that tells the other processes itself and
+        then calls :func:`terminate` in all of them. ``None``: Lightning broadcasts before each step
+        whether the first process has received one, and inside the handler, where the others need
+        not be.
     """
     epoch_loop = trainer.fit_loop.epoch_loop
     loop = epoch_loop.automatic_optimization
     if isinstance(loop, _DirectSteps):
         loop = loop.replaced[0]
     epoch_loop.automatic_optimization = loop if module is None else _DirectSteps(loop, module)
+    epoch_loop.__dict__.pop(_BROADCAST, None)
+    handler = signal.getsignal(signal.SIGTERM)
+    if on_sigterm is None or not hasattr(epoch_loop, _BROADCAST):
+        return
+    epoch_loop.__dict__[_BROADCAST] = lambda: None
+    if isinstance(handler, _HandlersCompose):
+        lightnings = trainer._signal_connector._sigterm_notifier_fn
+        ours = _SigtermHandler(trainer, on_sigterm)
+        handler.signal_handlers = [ours if h == lightnings else h for h in handler.signal_handlers]
+
+
+class _SigtermHandler:
+    """Passes SIGTERM on to the processes that Lightning started, as its own handler does."""
+
+    def __init__(self, trainer: L.Trainer, on_sigterm: Callable[[], None]) -> None:
+        self._trainer, self._on_sigterm = trainer, on_sigterm
+        self._is_first = True
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        launcher = self._trainer.strategy.launcher
+        if self._is_first and isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(number)
+        self._is_first = False
+        self._on_sigterm()
+
+
+def terminate(trainer: L.Trainer) -> None:
+    """End the fit after this step as Lightning ends it on SIGTERM."""
+    trainer._signal_connector.received_sigterm = True

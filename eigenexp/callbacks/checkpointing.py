@@ -17,6 +17,7 @@ from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.checkpoints import AtomicCheckpointIO, metadata_path, sealed_step
 from eigenexp.errors import CheckpointError, InputError
+from eigenexp.team import Topic, any_process
 
 __all__ = ["SolverCheckpoint"]
 
@@ -124,10 +125,10 @@ class SolverCheckpoint(Checkpoint):
         """Save when due, as soon as the pace allows."""
         if trainer.global_step % self.every_n_steps == 0:
             self._is_due = True
-        if self._agree(trainer):
+        if self._agree(trainer, pl_module):
             self._save(trainer, pl_module)
 
-    def _agree(self, trainer: L.Trainer) -> bool:
+    def _agree(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
         """Decide on the first rank's clock: every rank takes part in saving."""
         late = self.every_seconds is not None and (
             time.monotonic() - self._saved_at >= self.every_seconds
@@ -137,7 +138,7 @@ class SolverCheckpoint(Checkpoint):
         if not self._is_due and self.every_seconds is None:
             return False
         ready = trainer.is_global_zero and (self._is_due or late) and self._pace.is_ready
-        return bool(trainer.strategy.reduce_boolean_decision(ready, all=False))
+        return any_process(trainer, pl_module, Topic.SAVE, ready)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last state, wherever the run stopped.

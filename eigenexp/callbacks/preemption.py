@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 
 from eigenexp.errors import InputError
+from eigenexp.team import Topic, any_process, talks
 
 __all__ = ["GracefulStop"]
 
@@ -41,7 +42,8 @@ class GracefulStop(L.Callback):
     Parameters
     ----------
     every_n_steps
-        Steps between agreements across ranks; a single process looks at every step.
+        Steps between agreements across ranks, where those cost something; a single process looks
+        at every step, as do processes that exchange blocks anyway.
     patience
         Seconds that sending may take in all, from the stop on. SLURM leaves 30.
 
@@ -128,11 +130,7 @@ class GracefulStop(L.Callback):
         """Stop where a signal was received; under several ranks, where any of them received one."""
         if self.received is not None:
             return
-        agreed = self._pending
-        if trainer.world_size > 1:
-            if trainer.global_step % self.every_n_steps:
-                return
-            agreed = self._agree(trainer)
+        agreed = self._agree(trainer, pl_module)
         if agreed is None:
             return
         self.received = agreed
@@ -144,13 +142,21 @@ class GracefulStop(L.Callback):
             if hurry is not None:
                 hurry("KILLED", self.patience)
 
-    def _agree(self, trainer: L.Trainer) -> int | None:
+    def _agree(self, trainer: L.Trainer, pl_module: L.LightningModule) -> int | None:
         """Return a signal that any rank received, the same one on all."""
-        pending, strategy = self._pending, trainer.strategy
-        if not strategy.reduce_boolean_decision(pending is not None, all=False):
-            return None
-        got = [strategy.reduce_boolean_decision(pending == n, all=False) for n in _SIGNALS]
-        return int(_SIGNALS[got.index(True)])
+        pending = self._pending
+        if trainer.world_size == 1:
+            return pending
+        if not talks(pl_module):
+            if trainer.global_step % self.every_n_steps:
+                return None
+            if not trainer.strategy.reduce_boolean_decision(pending is not None, all=False):
+                return None
+        heard = [
+            any_process(trainer, pl_module, Topic[number.name], pending == number)
+            for number in _SIGNALS
+        ]
+        return _SIGNALS[heard.index(True)] if any(heard) else None
 
     def _restore(self) -> None:
         if self._listens:

@@ -11,6 +11,7 @@ from eigenexp.eigensolvers import Eigensolver
 from eigenexp.errors import InputError
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.spectrum import StopReason
+from eigenexp.team import talks
 
 __all__ = ["ConvergenceStopping", "solver_module", "stop_message"]
 
@@ -84,7 +85,8 @@ class ConvergenceStopping(L.Callback):
         """Ask the solver, agree across ranks, stop."""
         solver = solver_module(pl_module).solver
         message = stop_message(solver)
-        if trainer.world_size > 1:
+        # Linked processes of one machine have the same numbers, bit for bit, and need not ask.
+        if trainer.world_size > 1 and not talks(pl_module):
             if trainer.global_step % self.every_n_steps:
                 return
             agreed = trainer.strategy.reduce_boolean_decision(message is not None, all=False)

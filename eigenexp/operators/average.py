@@ -81,6 +81,7 @@ class AverageFisherOperator(Fisher):
         self._kept: dict[int, FisherOperator] = {}
         self._checked: set[int] = set()
         self._responses: int | None = None
+        self._product_eps: float | None = None
         self.image_shape = tuple(first.shape[1:]) or (first.numel(),)
         self.dtype, self.device = first.dtype, first.device
         self.shape = (first.numel(), first.numel())
@@ -116,7 +117,9 @@ class AverageFisherOperator(Fisher):
     @property
     def product_eps(self) -> float:
         """Relative rounding of a product, as of the first picture."""
-        return self.at(0).product_eps
+        if self._product_eps is None:
+            self._product_eps = self.at(0).product_eps
+        return self._product_eps
 
     @property
     def route(self) -> str:
@@ -142,6 +145,17 @@ class AverageFisherOperator(Fisher):
         if len(self._kept) < self._keep:
             self._kept[index] = operator
         return operator
+
+    def prepare(self, indices: Sequence[int]) -> None:
+        """Linearise these pictures, as many as are kept, and let go of all others.
+
+        For a process that multiplies at these alone (:meth:`part`).
+        """
+        self._kept = {i: operator for i, operator in self._kept.items() if i in indices}
+        for index in indices:
+            if len(self._kept) >= self._keep:
+                return
+            self.at(index)
 
     def part(self, block: Tensor, indices: Sequence[int]) -> Tensor:
         """Return 1/P Σ Fᵢ V over some of the pictures; not counted as a product.

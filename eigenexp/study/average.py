@@ -82,7 +82,12 @@ class AverageModule(EigendistortionModule):
                 f"devices: expected at most one process a picture ({len(images)}), got "
                 f"{self.trainer.world_size}"
             )
-        return AverageFisherOperator(self.model, images, keep=self._keep, **options)
+        operator = AverageFisherOperator(self.model, images, keep=self._keep, **options)
+        # What all processes must agree on is that of the first picture.
+        operator.num_responses, operator.product_eps  # noqa: B018
+        if self._settings["method"] != "stochastic":
+            operator.prepare(range(self.trainer.global_rank, len(images), self.trainer.world_size))
+        return operator
 
     def _make_solver(self, operator: ModuleOperator) -> Eigensolver:
         settings = dict(self._settings)

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 
 import eigenexp as ee
+from eigenexp.team import talks
 from tests.study.conftest import Small
 
 KINDS = ("pictures", "columns", "average")
@@ -46,12 +47,16 @@ class Slow(L.Callback):
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
+        self.talked = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.strategy.barrier()
         (self.folder / f"started-{trainer.global_rank}").write_text(str(os.getpid()))
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
+        self.talked = talks(pl_module)
         time.sleep(self.seconds)
 
 
@@ -75,7 +80,8 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     for kind in options.kinds:
         module = build(kind, options.folder)
-        callbacks: list[L.Callback] = [Slow(options.folder, options.slow)]
+        slow = Slow(options.folder, options.slow)
+        callbacks: list[L.Callback] = [slow]
         if options.hooked:
             callbacks.append(Hook())
         last = options.folder / kind / "last.ckpt"
@@ -98,6 +104,7 @@ def main() -> None:
         trainer.fit(module, ckpt_path=resumed)
         if trainer.is_global_zero and kind != "pictures":
             assert module._steps_directly is not options.hooked
+            assert slow.talked is (options.devices > 1 and not options.hooked)
             module.spectrum().save(options.folder / f"{kind}.safetensors")
 
 

@@ -121,6 +121,25 @@ def test_when_one_process_is_killed_all_end_and_a_new_start_finds_the_same(
     assert_same(tmp_path, alone, (kind,))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["columns", "average"])
+@pytest.mark.parametrize("victims", [(0,), (1,), (0, 1)])
+def test_sigterm_without_a_callback_of_ours_leaves_no_process(
+    kind: str, victims: tuple[int, ...], tmp_path: Path
+) -> None:
+    process = start(2, tmp_path, kind, "--slow", "0.3")
+    marks = [tmp_path / f"started-{victim}" for victim in victims]
+    while not all(mark.exists() for mark in marks):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    time.sleep(0.7)
+    for mark in marks:
+        os.kill(int(mark.read_text()), signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert not session(process.pid)
+    assert "Traceback" not in output
+
+
 class Alone:
     world_size, global_rank = 1, 0
 
