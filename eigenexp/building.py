@@ -26,12 +26,15 @@ from eigenexp.errors import ConfigError, EigenexpError
 from eigenexp.images import Picture, load_picture
 from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.models import LayerOutput
+from eigenexp.runs import RunFolder
 from eigenexp.study.average import AverageModule, load_mean
+from eigenexp.tracking import MLflowLogger
 
 __all__ = [
     "TRUSTED_PACKAGES",
     "build_callbacks",
     "build_loggers",
+    "build_mlflow_logger",
     "build_model",
     "build_module",
     "build_picture",
@@ -249,6 +252,22 @@ def build_module(config: Mapping[str, Any], model: Any, picture: Picture) -> Eig
         )
     module.run_metadata["config"] = dict(config)
     return module
+
+
+def build_mlflow_logger(
+    settings: Mapping[str, Any], root: Path, run: RunFolder | None, title: str
+) -> MLflowLogger | None:
+    """Return the run's MLflow logger, or ``None`` where none is wanted; ``run`` goes on."""
+    if not settings["logger"]["mlflow"]:
+        return None
+    return MLflowLogger(
+        experiment_name=settings["experiment_name"],
+        run_name=settings["run_name"] or title,
+        run_id=None if run is None else run.run_id,
+        root=root,
+        tracking_uri=settings["logger"]["tracking_uri"],
+        tags=settings["tags"],
+    )
 
 
 def build_loggers(config: Mapping[str, Any], run_id: str, mlflow: Logger | None) -> list[Logger]:

@@ -1,20 +1,61 @@
-"""One call of ``trainer.fit`` under a command, and the exit code that it comes to."""
+"""What runs and studies share: settings are checked, the trainer fits, an exit code comes out."""
 
 from __future__ import annotations
 
+import logging
+import os
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 
+from eigenexp.building import build_trainer
 from eigenexp.callbacks import GracefulStop
+from eigenexp.errors import ConfigError
+from eigenexp.lightning_module import EigendistortionModule
 from eigenexp.runs import OUT_OF_TIME, RunFolder
+from eigenexp.study.module import StudyModule
 from eigenexp.tracking import MLflowLogger
 
-__all__ = ["fit_to_the_end", "name_run"]
+__all__ = ["check_settings", "fit_to_the_end", "name_run", "set_threads"]
+
+log = logging.getLogger(__name__)
+
+
+def check_settings(
+    settings: Mapping[str, Any], module: EigendistortionModule | StudyModule
+) -> None:
+    """Raise what is wrong with the trainer's and the solver's settings, before a run is begun.
+
+    Raises
+    ------
+    EigenexpError
+        One line that says what to change.
+    """
+    module.check(build_trainer(settings, [], [], checkpointing=False))
+
+
+def set_threads(threads: int | None) -> None:
+    """Let this process compute with so many threads; warn where they are more than its cores.
+
+    Raises
+    ------
+    ConfigError
+        When it is to have none.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: expected at least 1, or null for the machine's, got {threads}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    used = torch.get_num_threads()
+    if cores is not None and used > cores:
+        log.warning("%d threads on %d cores: set threads=%d", used, cores, cores)
 
 
 def name_run(run: RunFolder | None, mlflow: MLflowLogger | None) -> str:

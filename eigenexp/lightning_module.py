@@ -31,7 +31,7 @@ from eigenexp.checkpoints import (
     plain,
     tensor_sha256,
 )
-from eigenexp.eigensolvers import Eigensolver, make_solver, multiply
+from eigenexp.eigensolvers import Eigensolver, check_settings, make_solver, multiply
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ModelError
 from eigenexp.images import Picture
 from eigenexp.lightning_overhead import (
@@ -52,6 +52,8 @@ __all__ = [
     "EigendistortionModule",
     "ProbeSteps",
     "SolverOptimizer",
+    "check_trainer",
+    "is_double",
     "operator_settings",
 ]
 
@@ -78,6 +80,32 @@ def operator_settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
             f"operator_options: expected {', '.join(_OPERATOR_OPTIONS)}, got {unknown[0]!r}"
         )
     return chosen
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Refuse a trainer that would falsify products.
+
+    Raises
+    ------
+    InputError
+        When its precision is mixed, or it clips gradients.
+    """
+    precision = str(trainer.precision)
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"precision: expected '32-true' or '64-true', got {precision!r}; the solver needs "
+            "products at full precision"
+        )
+    if trainer.gradient_clip_val:
+        raise InputError(
+            f"gradient_clip_val: expected None, got {trainer.gradient_clip_val}; the gradient "
+            "is the product F·v, which clipping falsifies"
+        )
+
+
+def is_double(trainer: L.Trainer) -> bool:
+    """Whether the trainer's precision is float64."""
+    return str(trainer.precision).startswith("64")
 
 
 class ProbeSteps:
@@ -316,19 +344,9 @@ class EigendistortionModule(L.LightningModule):
         trainer = self.trainer
         if stage != "fit":
             raise InputError(f"EigendistortionModule: expected trainer.fit, got trainer.{stage}")
-        precision = str(trainer.precision)
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"precision: expected '32-true' or '64-true', got {precision!r}; the solver needs "
-                "products at full precision"
-            )
-        if trainer.gradient_clip_val:
-            raise InputError(
-                f"gradient_clip_val: expected None, got {trainer.gradient_clip_val}; the gradient "
-                "is the product F·v, which clipping falsifies"
-            )
+        check_trainer(trainer)
         silence_profiler(trainer)
-        dtype = torch.float64 if precision.startswith("64") else self._image.dtype
+        dtype = self._solve_dtype(trainer)
         device = trainer.strategy.root_device
         solver = self._solver
         if solver is not None and solver.dtype == dtype and solver.device == device:
@@ -344,6 +362,21 @@ class EigendistortionModule(L.LightningModule):
         if state is not None:
             self._load(state)
         self._set_probe()
+
+    def _solve_dtype(self, trainer: L.Trainer) -> torch.dtype:
+        return torch.float64 if is_double(trainer) else self._image.dtype
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Raise what ``trainer.fit`` would raise of settings, before anything is begun.
+
+        Raises
+        ------
+        InputError
+            When the trainer's precision, or a setting of the solver, cannot be used.
+        """
+        check_trainer(trainer)
+        shape = tuple(self._image.shape[1:])
+        check_settings(shape, self._solve_dtype(trainer), **self._settings)
 
     def _make_operator(self, options: Mapping[str, Any]) -> ModuleOperator:
         """Return the operator whose eigenpairs are sought."""

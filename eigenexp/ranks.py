@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from eigenexp.errors import EigenexpError
 
-__all__ = ["RankLostError", "agree", "is_first_rank", "lost", "together"]
+__all__ = ["RankLostError", "agree", "first_rank_only", "is_first_rank", "lost", "together"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 # How the back ends of torch.distributed say it; they raise plain RuntimeErrors.
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|timed out waiting", re.I)
@@ -25,7 +28,19 @@ class RankLostError(EigenexpError, RuntimeError):
 
 def is_first_rank() -> bool:
     """Whether this process speaks for all, known also before they have met."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+    # Before Lightning knows, the first process of every node takes itself for the first of all.
+    node = os.environ.get("NODE_RANK", "0")
+    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0 and node in ("", "0")
+
+
+def first_rank_only(function: Callable[P, T]) -> Callable[P, T | None]:
+    """Let a function do nothing, and return ``None``, in all processes but the first."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        return function(*args, **kwargs) if is_first_rank() else None
+
+    return called
 
 
 def together(trainer: L.Trainer, exchange: Callable[[], T], advice: str) -> T:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_only
 
 from eigenexp.building import build_picture
 from eigenexp.checkpoints import CheckpointWarning, find_checkpoint, load_metadata
@@ -26,6 +23,8 @@ from eigenexp.errors import (
 from eigenexp.images import Picture
 from eigenexp.picture_files import PICTURE_FILE, load_saved_picture
 from eigenexp.provenance import plain
+from eigenexp.ranks import is_first_rank
+from eigenexp.rendezvous import decided_by_first
 from eigenexp.runs import RunFolder, find_run, list_runs
 from eigenexp.tracking import Store, download_artifact, download_checkpoint
 from eigenexp.tracking.store import check_run_id
@@ -41,7 +40,6 @@ __all__ = [
     "settings_hash",
 ]
 
-_CLAIMED = "EIGENEXP_CLAIMED_RUN"
 _IGNORED = ("resume", "root", "threads", "trust", "logger", "callbacks", "experiment")
 _IGNORED_TRAINER = ("enable_progress_bar", "max_time")
 _IGNORED_STUDY = ("checkpoint_seconds", "figures", "retry_failed")
@@ -76,26 +74,26 @@ def claim_unfinished(
     run of its own. ``None`` where there is none.
     """
     wanted = settings_hash(settings)
-    first = os.environ.get(_CLAIMED) if _rank() else None
-    if not _rank():
-        os.environ[_CLAIMED] = ""  # known to the ranks that this one will start
-    for run in reversed(list_runs(root)):
-        if first is not None and run.run_id != first:
-            continue  # another rank goes on with what the first one claimed
-        if not _is_unfinished(run, wanted):
-            continue
-        try:
-            held = hold_run(run)
-        except CheckpointError:
-            continue
-        with held:
-            # Its owner may have finished it between the look and the hold.
-            checkpoint = _newest(run) if _is_unfinished(run, wanted) else None
-            if checkpoint is not None:
-                os.environ[_CLAIMED] = run.run_id
-                yield run, checkpoint
-                return
-    yield None
+    with ExitStack() as stack:
+
+        def claim() -> list[str] | None:
+            for run in reversed(list_runs(root)):
+                if not _is_unfinished(run, wanted):
+                    continue
+                with ExitStack() as held:
+                    try:
+                        held.enter_context(run.hold())
+                    except CheckpointError:
+                        continue
+                    # Its owner may have finished it between the look and the hold.
+                    checkpoint = _newest(run) if _is_unfinished(run, wanted) else None
+                    if checkpoint is not None:
+                        stack.push(held.pop_all())
+                        return [run.run_id, str(checkpoint)]
+            return None
+
+        claimed = decided_by_first(claim)
+        yield None if claimed is None else (RunFolder(root, claimed[0]), Path(claimed[1]))
 
 
 def _is_unfinished(run: RunFolder, wanted: str) -> bool:
@@ -120,13 +118,9 @@ def _newest(run: RunFolder) -> Path | None:
         return None
 
 
-def _rank() -> int:
-    return int(getattr(rank_zero_only, "rank", 0) or 0)
-
-
 def hold_run(run: RunFolder) -> AbstractContextManager[None]:
     """Take a run for this process alone (:meth:`RunFolder.hold`); the first rank does for all."""
-    return nullcontext() if _rank() else run.hold()
+    return run.hold() if is_first_rank() else nullcontext()
 
 
 # -- another machine -------------------------------------------------------------------------------

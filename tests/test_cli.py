@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-import eigenexp.run as runs_module
+import eigenexp.solving as solving_module
 from eigenexp.cli import main
 from eigenexp.runs import RunFolder, find_run, list_runs
 from eigenexp.spectrum import Spectrum
@@ -256,14 +256,14 @@ def test_a_signal_saves_marks_the_run_and_says_so(
 def test_a_signal_during_set_up_marks_the_run_and_leaves_a_checkpoint(
     in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = runs_module.build_trainer
+    real = solving_module.build_trainer
 
     def build_trainer(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(runs_module, "build_trainer", build_trainer)
+    monkeypatch.setattr(solving_module, "build_trainer", build_trainer)
     assert main(["fit", *ENDLESS, "logger=none"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
     found = only_run(in_tmp)
@@ -275,13 +275,13 @@ def test_a_signal_during_set_up_marks_the_run_and_leaves_a_checkpoint(
 def test_a_signal_after_the_end_does_not_undo_it(
     in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = runs_module._stop_reason
+    real = solving_module._stop_reason
 
     def stop_reason(*arguments: Any) -> str:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(runs_module, "_stop_reason", stop_reason)
+    monkeypatch.setattr(solving_module, "_stop_reason", stop_reason)
     assert main(["fit", *ENDLESS, "logger=mlflow", "trainer.max_steps=3"]) == 0
     assert only_run(in_tmp).read_record()["status"] == "FINISHED"
 
@@ -403,8 +403,16 @@ def test_a_mistake_is_one_line_and_a_non_zero_exit(
     [
         (["image=folder", "image.path=nowhere"], []),
         (["experiment_name=''", *SMALL], []),
+        (["solver.k=0", *SMALL], []),
+        (["solver.tol=-1", *SMALL], []),
+        (["solver=power", "+solver.warp=1", *SMALL], []),
+        (["trainer.precision=bf16-mixed", *SMALL], []),
+        (["trainer.accelerator=warp", *SMALL], []),
+        (["image=folder", "image.path=camera", "image.channels=1", "solver.k=1"], []),
+        (["image=folder", "image.path=camera", *SMALL, "solver.k=0"], []),
+        (["image=folder", "image.path=[camera]", "parallel=average", *SMALL, "solver.k=0"], []),
+        (["image=folder", "image.path=[camera]", "parallel=average", "trainer.devices=2"], []),
         (["callbacks.log_every=0", *SMALL], ["FAILED"]),
-        (["trainer.accelerator=warp", *SMALL], ["FAILED"]),
     ],
 )
 def test_a_mistake_leaves_no_run_that_seems_to_go_on(
@@ -426,13 +434,14 @@ def test_a_run_that_fails_after_it_began_is_marked_failed(tmp_path: Path) -> Non
         tmp_path,
         "fit",
         "model=custom",
-        "model._target_=torch.nn.Dropout",
-        "+model.p=0.0",
+        "model._target_=torch.nn.Threshold",
+        "+model.threshold=2",
+        "+model.value=0",
         "logger=mlflow",
-        "solver.k=500",
         *SMALL,
     )
     assert done.returncode == 1
+    assert "zero Jacobian" in done.stderr
     assert only_run(tmp_path).read_record()["status"] == "FAILED"
     with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("FAILED",)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "Request",
     "Settings",
     "Which",
+    "check_settings",
     "make_solver",
     "multiply",
     "solve",
@@ -97,16 +99,7 @@ def make_solver(operator: FisherLike, method: str = "auto", **settings: Any) -> 
     InputError
         When the method or a setting is unknown or does not fit.
     """
-    if method not in METHODS:
-        raise InputError(f"method: expected one of {', '.join(sorted(METHODS))}, got {method!r}")
-    kind = METHODS[method]
-    known = _settings_of(kind)
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise InputError(
-            f"{unknown[0]}: expected a setting of {method!r} ({', '.join(sorted(known))})"
-        )
-    return kind(
+    return _kind(method, settings)(
         operator.shape[0],
         rank_bound=operator.rank_bound,
         image_shape=tuple(operator.image_shape),
@@ -116,6 +109,43 @@ def make_solver(operator: FisherLike, method: str = "auto", **settings: Any) -> 
         product_eps=float(getattr(operator, "product_eps", 0.0)),
         **settings,
     )
+
+
+def check_settings(
+    image_shape: tuple[int, ...], dtype: torch.dtype, method: str = "auto", **settings: Any
+) -> None:
+    """Raise what :func:`make_solver` would raise at a picture, before there is an operator.
+
+    Parameters
+    ----------
+    image_shape
+        ``(C, H, W)``.
+    dtype
+        Of the solve.
+    method, settings
+        As for :func:`make_solver`.
+
+    Raises
+    ------
+    InputError
+        When the method or a setting is unknown or does not fit.
+    """
+    kind = _kind(method, settings)
+    kind(math.prod(image_shape), image_shape=image_shape, dtype=dtype, **settings)
+
+
+def _kind(method: str, settings: Mapping[str, Any]) -> type[Eigensolver]:
+    """Return a method's class, which takes these settings."""
+    if method not in METHODS:
+        raise InputError(f"method: expected one of {', '.join(sorted(METHODS))}, got {method!r}")
+    kind = METHODS[method]
+    known = _settings_of(kind)
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise InputError(
+            f"{unknown[0]}: expected a setting of {method!r} ({', '.join(sorted(known))})"
+        )
+    return kind
 
 
 def _settings_of(kind: type[Eigensolver]) -> set[str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
 from eigenexp.eigensolvers import Eigensolver
 from eigenexp.errors import ImageError, InputError
 from eigenexp.images import Picture
-from eigenexp.lightning_module import EigendistortionModule, ModuleOperator
+from eigenexp.lightning_module import EigendistortionModule, ModuleOperator, check_trainer
 from eigenexp.lightning_overhead import remember_signature
 from eigenexp.operators import AverageFisherOperator
 from eigenexp.study.sources import picture_sources
@@ -74,14 +76,34 @@ class AverageModule(EigendistortionModule):
         """P."""
         return len(self._tensors)
 
+    def _check_processes(self, trainer: L.Trainer) -> None:
+        processes = trainer.num_devices * trainer.num_nodes
+        if self.num_pictures < processes:
+            raise InputError(
+                f"devices: expected at most one process a picture ({self.num_pictures}), got "
+                f"{processes}"
+            )
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Raise what ``trainer.fit`` would raise of settings, before anything is begun.
+
+        Raises
+        ------
+        InputError
+            When there are more processes than pictures, or a setting cannot be used.
+        """
+        self._check_processes(trainer)
+        if self._settings["method"] != "stochastic":
+            super().check(trainer)
+            return
+        check_trainer(trainer)
+        shape = tuple(self._image.shape[1:])
+        self._stochastic(math.prod(shape), image_shape=shape, dtype=self._solve_dtype(trainer))
+
     def _make_operator(self, options: Mapping[str, Any]) -> AverageFisherOperator:
         like = self._image
         images = [tensor.to(like) for tensor in self._tensors]
-        if len(images) < self.trainer.world_size:
-            raise InputError(
-                f"devices: expected at most one process a picture ({len(images)}), got "
-                f"{self.trainer.world_size}"
-            )
+        self._check_processes(self.trainer)
         operator = AverageFisherOperator(self.model, images, keep=self._keep, **options)
         # What all processes must agree on is that of the first picture.
         operator.num_responses, operator.product_eps  # noqa: B018
@@ -90,21 +112,21 @@ class AverageModule(EigendistortionModule):
         return operator
 
     def _make_solver(self, operator: ModuleOperator) -> Eigensolver:
-        settings = dict(self._settings)
-        if settings["method"] != "stochastic":
+        if self._settings["method"] != "stochastic":
             return super()._make_solver(operator)
-        del settings["method"]
+        return self._stochastic(
+            operator.shape[0],
+            rank_bound=operator.rank_bound,
+            image_shape=operator.image_shape,
+            dtype=operator.dtype,
+            device=operator.device,
+            start=operator.start,
+        )
+
+    def _stochastic(self, n: int, **sizes: Any) -> StochasticPower:
+        settings = {key: value for key, value in self._settings.items() if key != "method"}
         try:
-            return StochasticPower(
-                operator.shape[0],
-                num_pictures=self.num_pictures,
-                rank_bound=operator.rank_bound,
-                image_shape=operator.image_shape,
-                dtype=operator.dtype,
-                device=operator.device,
-                start=operator.start,
-                **settings,
-            )
+            return StochasticPower(n, num_pictures=self.num_pictures, **sizes, **settings)
         except TypeError as error:
             raise InputError(f"stochastic: {error}") from error
 

@@ -14,10 +14,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from eigenexp.checkpoints import check_metadata, checkpoint_metadata, model_fingerprint
-from eigenexp.eigensolvers import make_solver
+from eigenexp.eigensolvers import check_settings, make_solver
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError
 from eigenexp.images import Picture
-from eigenexp.lightning_module import PRECISIONS, ProbeSteps, operator_settings
+from eigenexp.lightning_module import (
+    ProbeSteps,
+    check_trainer,
+    is_double,
+    operator_settings,
+)
 from eigenexp.operators import BatchedFisherOperator, FisherOperator
 from eigenexp.operators.batched import pictures_at_once
 from eigenexp.ranks import RankLostError, agree
@@ -167,21 +172,15 @@ class StudyModule(L.LightningModule):
         if stage != "fit":
             raise InputError(f"StudyModule: expected trainer.fit, got trainer.{stage}")
         trainer = self.trainer
-        precision = str(trainer.precision)
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"precision: expected '32-true' or '64-true', got {precision!r}; the solver needs "
-                "products at full precision"
-            )
-        dtype = torch.float64 if precision.startswith("64") else torch.float32
+        check_trainer(trainer)
+        dtype = torch.float64 if is_double(trainer) else torch.float32
         device = trainer.strategy.root_device
         if isinstance(self.model, nn.Module):
             model_dtype = self._operator_options.get("model_dtype") or dtype
             self.model.requires_grad_(False).eval().to(device=device, dtype=model_dtype)
         # All processes work where the first one does.
         self.folder = StudyFolder(trainer.strategy.broadcast(str(self.folder.path)))
-        options = {"channels": "keep", **self._image_options, "dtype": dtype}
-        self._sources = picture_sources(self.pictures, **options)
+        self._sources = self._find_sources(dtype)
         session, problem = "", ""
         if trainer.is_global_zero:
             session = uuid.uuid4().hex[:12]
@@ -210,6 +209,32 @@ class StudyModule(L.LightningModule):
         self._unclaimed = [
             i for i, positions in enumerate(self._cohorts) if any(p not in done for p in positions)
         ]
+
+    def _find_sources(self, dtype: torch.dtype) -> list[PictureSource]:
+        options = {"channels": "keep", **self._image_options, "dtype": dtype}
+        return picture_sources(self.pictures, **options)
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Raise what ``trainer.fit`` would raise of settings, before anything is begun.
+
+        Raises
+        ------
+        EigenexpError
+            When the trainer's precision or a setting of the solver cannot be used, or no picture
+            can be loaded.
+        """
+        check_trainer(trainer)
+        dtype = torch.float64 if is_double(trainer) else torch.float32
+        first: EigenexpError | None = None
+        for source in self._find_sources(dtype):
+            try:
+                shape = tuple(source.load().tensor.shape[1:])
+            except EigenexpError as error:
+                first = first or error
+                continue
+            check_settings(shape, dtype, **self._settings)
+            return
+        raise first or InputError("pictures: expected at least one, got none")
 
     def _make_plan(self, dtype: torch.dtype, device: torch.device) -> None:
         """Decide what all processes go by, or check the plan of a study that goes on."""

@@ -12,17 +12,22 @@ from typing import Any
 
 import lightning as L
 
-from eigenexp.building import build_loggers, build_trainer, operator_options
+from eigenexp.building import (
+    build_loggers,
+    build_mlflow_logger,
+    build_trainer,
+    operator_options,
+)
 from eigenexp.callbacks import GracefulStop
 from eigenexp.callbacks.sending import send_settings
 from eigenexp.config import TrainerConfig, shown_settings
-from eigenexp.fitting import fit_to_the_end, name_run
+from eigenexp.fitting import check_settings, fit_to_the_end, name_run
 from eigenexp.overview import model_name, problem_row
 from eigenexp.ranks import is_first_rank
 from eigenexp.runs import OUT_OF_TIME, RunFolder
+from eigenexp.study.folder import StudyFolder
 from eigenexp.study.module import StudyModule
 from eigenexp.study.progress import StudyLogging, StudyProgressBar
-from eigenexp.study.sources import find_pictures
 from eigenexp.tracking import MLflowLogger
 from eigenexp.tracking.children import ChildRuns
 
@@ -68,7 +73,6 @@ def fit_study(
     model: Any,
     *,
     root: Path,
-    mlflow_logger: Callable[[str], MLflowLogger | None],
     stop: GracefulStop,
     run: RunFolder | None = None,
     force: bool = False,
@@ -84,8 +88,6 @@ def fit_study(
         Built from it.
     root
         The runs' folder, proven writable.
-    mlflow_logger
-        Makes the parent run's logger from its title, or returns ``None``.
     stop
         Hears signals.
     run
@@ -101,14 +103,14 @@ def fit_study(
         One line that says what to change.
     """
     is_first = is_first_rank()
-    if run is None:
-        find_pictures(settings["image"]["path"])  # a mistyped path begins no run
+    module = _build_module(settings, model, run)
+    check_settings(settings, module)
     source = _short(settings["image"]["path"])
     title = f"{model_name(settings['model'])} at {source}"
-    mlflow = mlflow_logger(title) if is_first else None
+    mlflow = build_mlflow_logger(settings, root, run, title) if is_first else None
     run_id = name_run(run, mlflow)
     place = RunFolder(root, run_id)
-    module = _build_module(settings, model, place)
+    module.folder = StudyFolder(place.results)
     module.run_metadata = {"config": settings, "run_id": run_id}
     module.force_resume = force
     retry = settings["study"]["retry_failed"]
@@ -155,15 +157,16 @@ def fit_study(
     return StudyResult(run_id, status, code, place.results, records, module.num_pictures)
 
 
-def _build_module(settings: Mapping[str, Any], model: Any, place: RunFolder) -> StudyModule:
+def _build_module(settings: Mapping[str, Any], model: Any, run: RunFolder | None) -> StudyModule:
+    """Return the module: of a new study, without its folder yet."""
     image, study = dict(settings["image"]), settings["study"]
     path = image.pop("path")
     image.pop("source", None)
-    folder = place.results
-    module = StudyModule(
+    plan = None if run is None else StudyFolder(run.results).read_plan()
+    return StudyModule(
         model,
-        path,
-        folder,
+        # Those the study began with, whatever has come to the folder since.
+        path if plan is None else [entry["where"] for entry in plan["pictures"]],
         **settings["solver"],
         batch_size=study["batch_size"],
         cohort=study["cohort"],
@@ -172,11 +175,6 @@ def _build_module(settings: Mapping[str, Any], model: Any, place: RunFolder) -> 
         figures=study["figures"],
         operator_options=operator_options(settings),
     )
-    plan = module.folder.read_plan()
-    if plan is not None:
-        # The pictures the study began with, whatever has come to the folder since.
-        module.pictures = [entry["where"] for entry in plan["pictures"]]
-    return module
 
 
 def _endless(settings: dict[str, Any]) -> dict[str, Any]:

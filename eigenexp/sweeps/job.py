@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eigenexp.errors import EigenexpError
 from eigenexp.overview import problem_row, result_row, worst_status
-from eigenexp.sweeps.manifest import FAILED, FINISHED, PENDING, RUNNING, STOPPED, SweepFolder
+from eigenexp.ranks import is_first_rank
+from eigenexp.rendezvous import decided_by_first, started_by_scheduler
+from eigenexp.sweeps.apart import run_apart
+from eigenexp.sweeps.manifest import FAILED, FINISHED, PENDING, RUNNING, STOPPED, Job, SweepFolder
+from eigenexp.sweeps.resources import granted_threads, num_processes, take_gpu
+
+if TYPE_CHECKING:
+    from eigenexp.solving import RunResult
+    from eigenexp.study.running import StudyResult
 
 __all__ = ["JOB_TAG", "SWEEP_TAG", "SweepJob", "SweepStoppedError"]
 
@@ -34,16 +41,23 @@ class SweepStoppedError(KeyboardInterrupt):
 class SweepJob:
     """What a Hydra launcher calls with a job's configuration; ``hydra.job.name`` is its index.
 
+    A job whose trainer takes several processes gets a process of its own, for Lightning starts the
+    others by the same command; under ``srun`` each of its tasks calls this, and the first one tells
+    the others what they take part in.
+
     Attributes
     ----------
     root, sweep_id
         Of the sweep's folder.
     threads
-        Threads of a job that does not set its own; ``None``: as many as the scheduler gave it.
+        Threads of a job that does not set its own, over all its processes here; ``None``: as many
+        as the scheduler gave it.
     parent_run_id
         MLflow run of the whole sweep, if there is one.
     in_process
         Whether the launcher runs the jobs one after another in the sweep's own process.
+    gpus
+        Names that CUDA knows GPUs by, of which each process that a launcher starts takes one.
     """
 
     root: str
@@ -51,6 +65,7 @@ class SweepJob:
     threads: int | None = None
     parent_run_id: str | None = None
     in_process: bool = False
+    gpus: tuple[str, ...] = ()
 
     def __call__(self, config: Any) -> str:
         """Run one job; return its state. Errors are written down, not raised."""
@@ -58,47 +73,82 @@ class SweepJob:
 
         from eigenexp.config import plain_config
 
-        return self.run(int(HydraConfig.get().job.name), plain_config(config))
+        index, settings = int(HydraConfig.get().job.name), plain_config(config)
+        count = num_processes(settings)
+        if count > 1 and not started_by_scheduler():
+            return self._run_apart(index)
+        if count == 1 and self.gpus:
+            take_gpu(self.gpus)
+        return self.run(index, settings)
 
     def run(self, index: int, settings: dict[str, Any]) -> str:
-        """Run job ``index`` with ``settings`` unless it is finished or another process has it."""
+        """Run job ``index`` with ``settings`` unless it is finished or another process has it.
+
+        Of several processes the first one holds the job and writes down what becomes of it.
+        """
         folder = SweepFolder(Path(self.root), self.sweep_id)
+        if not is_first_rank():
+            begun = decided_by_first(lambda: None)
+            if begun is not None:
+                with contextlib.chdir(folder.manifest()["cwd"]):
+                    self._fit(index, settings, begun)
+            return RUNNING
         with folder.hold(index) as held:
             job = folder.job(index)
             if not held or job.state == FINISHED:
+                decided_by_first(lambda: None)
                 return job.state
-            began = time.perf_counter()
-            spent = float(job.facts.get("seconds", 0.0))
-            folder.write_job(index, RUNNING, seconds=spent)
-            facts: dict[str, Any] = {}
-            exit_code = 0
-            try:
-                with contextlib.chdir(folder.manifest()["cwd"]):
-                    result = self._fit(index, settings, again=job.state != PENDING)
-                exit_code = result.exit_code
-                facts = {"run_id": result.run_id, "row": job_row(settings, result)}
-                state = STOPPED if result.status == "KILLED" else FINISHED
-                if state == FINISHED and exit_code:
-                    state, facts["error"] = FAILED, "a picture of it failed; see its own table"
-            except EigenexpError as error:
-                state, facts = FAILED, {"error": " ".join(str(error).split())}
-            except KeyboardInterrupt:
-                state, exit_code = STOPPED, 130
-            except Exception as error:  # a defect, or a model's own: kept whole, told in one line
-                state, facts = FAILED, {"error": _one_line(error), "traceback": _trace(error)}
-            seconds = spent + time.perf_counter() - began
-            facts.setdefault("row", problem_row(settings))["seconds"] = round(seconds, 3)
-            facts["threads"] = settings["threads"]
-            folder.write_job(index, state, seconds=seconds, **facts)
+            state, exit_code = self._run(folder, job, settings)
         if state == STOPPED and self.in_process:
             raise SweepStoppedError(exit_code or 130)
         return state
 
-    def _fit(self, index: int, settings: dict[str, Any], *, again: bool) -> Any:
+    def _run(self, folder: SweepFolder, job: Job, settings: dict[str, Any]) -> tuple[str, int]:
+        """Run a job that this process holds; return its state and exit code."""
+        began = time.perf_counter()
+        spent = float(job.facts.get("seconds", 0.0))
+        folder.write_job(job.index, RUNNING, seconds=spent)
+        facts: dict[str, Any] = {}
+        exit_code = 0
+        try:
+            begun = decided_by_first(
+                lambda: [None, None] if job.state == PENDING else self._begun(job.index)
+            )
+            with contextlib.chdir(folder.manifest()["cwd"]):
+                result = self._fit(job.index, settings, begun)
+            exit_code = result.exit_code
+            facts = {"run_id": result.run_id, "row": job_row(settings, result)}
+            state = STOPPED if result.status == "KILLED" else FINISHED
+            if state == FINISHED and exit_code:
+                state, facts["error"] = FAILED, "a picture of it failed; see its own table"
+        except EigenexpError as error:
+            state, facts = FAILED, {"error": " ".join(str(error).split())}
+        except KeyboardInterrupt:
+            state, exit_code = STOPPED, 130
+        except Exception as error:  # a defect, or a model's own: kept whole, told in one line
+            state, facts = FAILED, {"error": _one_line(error), "traceback": _trace(error)}
+        seconds = spent + time.perf_counter() - began
+        facts.setdefault("row", problem_row(settings))["seconds"] = round(seconds, 3)
+        facts |= {"threads": settings["threads"], "exit_code": exit_code}
+        folder.write_job(job.index, state, seconds=seconds, **facts)
+        return state, exit_code
+
+    def _run_apart(self, index: int) -> str:
+        """Run a job in a process of its own, and wait for it."""
+        folder = SweepFolder(Path(self.root), self.sweep_id)
+        run_apart(self, index)
+        job = folder.job(index)
+        if job.state == STOPPED and self.in_process:
+            raise SweepStoppedError(int(job.facts.get("exit_code") or 130))
+        return job.state
+
+    def _fit(
+        self, index: int, settings: dict[str, Any], begun: Sequence[str | None]
+    ) -> RunResult | StudyResult:
+        """Fit in a new run, or go on with the run and checkpoint ``begun``."""
         import eigenexp.run as runs
-        from eigenexp.checkpoints import find_checkpoint
         from eigenexp.console import quiet
-        from eigenexp.errors import CheckpointError
+        from eigenexp.runs import RunFolder
 
         tags = {SWEEP_TAG: self.sweep_id, JOB_TAG: str(index)}
         if self.parent_run_id is not None:
@@ -106,18 +156,27 @@ class SweepJob:
         settings["tags"] = {**settings["tags"], **tags}
         settings["root"] = self.root
         if settings["threads"] is None:
-            settings["threads"] = self.threads or _granted_threads()
+            settings["threads"] = self._threads(settings)
         # Many at a time, on one screen or none.
         settings["trainer"]["enable_progress_bar"] = False
         quiet()
-        run, checkpoint = self._begun(index) if again else None, None
-        if run is not None:
-            with contextlib.suppress(CheckpointError):  # killed before its first
-                checkpoint = find_checkpoint(run.checkpoints)
-        return runs.fit(settings, run=run, checkpoint=checkpoint, say=lambda line: None)
+        run_id, checkpoint = begun
+        return runs.fit(
+            settings,
+            run=None if run_id is None else RunFolder(Path(self.root), run_id),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            say=lambda line: None,
+        )
 
-    def _begun(self, index: int) -> Any:
-        """Return the run this job began before it was stopped, if it came so far."""
+    def _threads(self, settings: Mapping[str, Any]) -> int | None:
+        if self.threads is None:
+            return granted_threads()
+        here = num_processes(settings) // int(settings["trainer"]["num_nodes"])
+        return max(1, self.threads // max(1, here))
+
+    def _begun(self, index: int) -> list[str | None]:
+        """Return the run this job began before it was stopped, and its last checkpoint, if any."""
+        from eigenexp.checkpoints import find_checkpoint
         from eigenexp.errors import CheckpointError
         from eigenexp.runs import list_runs
 
@@ -130,8 +189,11 @@ class SweepJob:
             if not isinstance(tags, Mapping) or tags.get(SWEEP_TAG) != self.sweep_id:
                 continue
             if tags.get(JOB_TAG) == str(index):
-                return run
-        return None
+                try:
+                    return [run.run_id, str(find_checkpoint(run.checkpoints))]
+                except CheckpointError:  # killed before its first
+                    return [run.run_id, None]
+        return [None, None]
 
 
 def job_row(settings: Mapping[str, Any], result: Any) -> dict[str, Any]:
@@ -146,11 +208,6 @@ def job_row(settings: Mapping[str, Any], result: Any) -> dict[str, Any]:
         "status": worst_status([str(pair["status"]) for pair in pairs]),
         "products": sum(record["num_products"] for record in records),
     }
-
-
-def _granted_threads() -> int | None:
-    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return int(granted) if granted.isdigit() and int(granted) > 0 else None
 
 
 def _one_line(error: BaseException) -> str:

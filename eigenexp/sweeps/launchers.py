@@ -18,8 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eigenexp.config import CONFIG_NAME, explain, hydra_session, register_schemas
 from eigenexp.errors import ConfigError
+from eigenexp.sweeps.resources import visible_gpus
 
-__all__ = ["EXTRAS", "Launch", "available_cores", "check_launcher", "job_threads"]
+__all__ = ["EXTRAS", "Launch", "available_cores", "check_launcher", "job_gpus", "job_threads"]
 
 EXTRAS = {
     "basic": ("hydra", ""),
@@ -114,6 +115,12 @@ def job_threads(name: str, launcher: Any, jobs: int) -> int | None:
         remote = launcher.get("ray", {}).get("remote", {})
         return max(1, int(remote.get("num_cpus", 1)))
     return None
+
+
+def job_gpus(name: str) -> tuple[str, ...]:
+    """Return the GPUs that jobs on this machine share out; of launchers that do not do it."""
+    gpus = visible_gpus() if name in ("joblib", "submitit_local") else ()
+    return gpus if len(gpus) > 1 else ()
 
 
 class Launch:

@@ -17,7 +17,7 @@ from eigenexp.overview import problem_row
 from eigenexp.runs import open_root
 from eigenexp.sweeps.expanding import expand, split_hydra
 from eigenexp.sweeps.job import SWEEP_TAG, SweepJob, SweepStoppedError
-from eigenexp.sweeps.launchers import Launch, check_launcher, job_threads
+from eigenexp.sweeps.launchers import Launch, check_launcher, job_gpus, job_threads
 from eigenexp.sweeps.manifest import FINISHED, RUNNING, Job, SweepFolder, find_sweep
 from eigenexp.sweeps.table import format_table, write_tables
 
@@ -137,6 +137,7 @@ def _run(folder: SweepFolder, launch: Launch, todo: Sequence[Job], say: Say) -> 
         threads=job_threads(launch.name, launch.settings, len(todo)),
         parent_run_id=parent.run_id,
         in_process=launch.name == "basic",
+        gpus=job_gpus(launch.name),
     )
     overrides = [[*job.overrides, f"hydra.job.name={job.index}"] for job in todo]
     stopped = 0

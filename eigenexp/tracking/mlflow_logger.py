@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from eigenexp.checkpoints import metadata_path
 from eigenexp.errors import TrackingError
 from eigenexp.provenance import plain
+from eigenexp.ranks import first_rank_only, is_first_rank
 from eigenexp.tracking.outbox import Outbox
 from eigenexp.tracking.spool import Record
 from eigenexp.tracking.store import STATUSES, Store, check_run_id
@@ -94,7 +94,7 @@ class MLflowLogger(Logger):
         self._outbox: Outbox | None = None
         self._status = "RUNNING"
         self._run_name = run_name
-        self._speaks = getattr(rank_zero_only, "rank", 0) == 0
+        self._speaks = is_first_rank()
         if self._run_id is None:
             self._open()
 
@@ -151,7 +151,7 @@ class MLflowLogger(Logger):
         """Whether the run goes by a provisional id."""
         return (self.version or "").startswith("offline-")
 
-    @rank_zero_only
+    @first_rank_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Append one point a metric; never raises for the store's sake."""
         self._send(
@@ -163,7 +163,7 @@ class MLflowLogger(Logger):
             }
         )
 
-    @rank_zero_only
+    @first_rank_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
@@ -171,12 +171,12 @@ class MLflowLogger(Logger):
         values = vars(params) if isinstance(params, Namespace) else params
         self._send({"k": "p", "v": dict(_flatten(plain(values)))})
 
-    @rank_zero_only
+    @first_rank_only
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; unlike parameters they may change."""
         self._send({"k": "t", "v": {str(key): str(value) for key, value in tags.items()}})
 
-    @rank_zero_only
+    @first_rank_only
     def log_image(self, key: str, image: Any, step: int | None = None) -> None:
         """Queue a picture for MLflow's time slider.
 
@@ -207,7 +207,7 @@ class MLflowLogger(Logger):
         if outbox is not None:
             outbox.append_made({"k": "i", "key": key, **facts}, keep)
 
-    @rank_zero_only
+    @first_rank_only
     def log_artifact(
         self, path: str | os.PathLike[str], artifact_path: str = "", slot: str | None = None
     ) -> None:
@@ -230,7 +230,7 @@ class MLflowLogger(Logger):
         source = Path(path)
         self._send_files([(source, source.name)], artifact_path, slot)
 
-    @rank_zero_only
+    @first_rank_only
     def log_checkpoint_files(self, path: str | os.PathLike[str], artifact_path: str) -> None:
         """Queue a checkpoint and its ``metadata.json`` under fixed names; a newer one supersedes.
 
@@ -242,13 +242,13 @@ class MLflowLogger(Logger):
             files.append((metadata_path(source), "metadata.json"))
         self._send_files(files, artifact_path, slot=artifact_path)
 
-    @rank_zero_only
+    @first_rank_only
     def save(self) -> None:
         """Force the spool to disk and see that its sender lives; call before a checkpoint."""
         if self._outbox is not None:
             self._outbox.sync()
 
-    @rank_zero_only
+    @first_rank_only
     def finalize(self, status: str) -> None:
         """Set the run's status and wait, within bounds, until the store has everything.
 
@@ -263,7 +263,7 @@ class MLflowLogger(Logger):
         self.save()
         self.wait(self._drain_timeout)
 
-    @rank_zero_only
+    @first_rank_only
     def set_status(self, status: str) -> None:
         """Queue the run's status without waiting; one that was not continued keeps its own."""
         if self._outbox is None:
@@ -275,13 +275,13 @@ class MLflowLogger(Logger):
             self._status = mlflow_status
             self._send({"k": "status", "v": mlflow_status})
 
-    @rank_zero_only
+    @first_rank_only
     def hurry(self, status: str, seconds: float) -> None:
         """Set the status and let all that follows wait ``seconds`` in all, and no longer."""
         self.set_status(status)
         self.limit(seconds)
 
-    @rank_zero_only
+    @first_rank_only
     def limit(self, seconds: float) -> None:
         """Let all that waits, now or later, wait ``seconds`` from now in all and no longer."""
         if self._outbox is not None:
@@ -297,7 +297,7 @@ class MLflowLogger(Logger):
         """
         return self._outbox is None or self._outbox.wait(timeout)
 
-    @rank_zero_only
+    @first_rank_only
     def close(self, timeout: float | None = None) -> bool:
         """End the run's tracking: wait within bounds, then let the sender finish by itself.
 
