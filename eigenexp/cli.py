@@ -241,7 +241,7 @@ def _fit(options: argparse.Namespace) -> int:
 
     _quiet()
     result = fit(config, say=say)
-    say("\n".join(summary(result)))
+    _say_lines(summary(result))
     return result.exit_code
 
 
@@ -270,8 +270,13 @@ def _resume(options: argparse.Namespace) -> int:
         trust=options.trust,
         say=say,
     )
-    say("\n".join(summary(result)))
+    _say_lines(summary(result))
     return result.exit_code
+
+
+def _say_lines(lines: Sequence[str]) -> None:
+    if lines:
+        say("\n".join(lines))
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -36,11 +36,14 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
 def quiet() -> None:
     """Leave the screen to the run: libraries imported so far speak up only in trouble.
 
-    A warning is one line, without the source it comes from.
+    A warning is one line, without the source it comes from; of several processes, which all warn
+    of the same, the first one tells it.
     """
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"eigenexp: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+        ranks = sys.modules.get("eigenexp.ranks")  # where nobody asked, this process is alone
+        if ranks is None or ranks.is_first_rank():
+            print(f"eigenexp: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
     warnings.showwarning = tell
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -13,7 +13,7 @@ from eigenexp.checkpoints import find_checkpoint, load_metadata
 from eigenexp.config import override_config, plain_config
 from eigenexp.errors import CheckpointError, ConfigError
 from eigenexp.fitting import set_threads
-from eigenexp.ranks import is_first_rank
+from eigenexp.ranks import first_rank_only, is_first_rank
 from eigenexp.rendezvous import decided_by_first
 from eigenexp.resuming import (
     check_resolved,
@@ -56,6 +56,7 @@ def fit(
     EigenexpError
         One line that says what to change; a run already begun is marked FAILED.
     """
+    say = first_rank_only(say)
     settings = dict(config) if isinstance(config, dict) else plain_config(config)
     root = open_root(settings["root"])
     settings["root"] = str(root)
@@ -133,6 +134,7 @@ def resume(
         When there is no such run or checkpoint, or it does not fit.
     """
     given = Path(name)
+    say = first_rank_only(say)
     with ExitStack() as stack:
 
         def locate() -> list[str | None]:
