@@ -42,7 +42,7 @@ from eigenexp.lightning_overhead import (
     terminate,
 )
 from eigenexp.operators import AverageFisherOperator, FisherOperator
-from eigenexp.ranks import together
+from eigenexp.ranks import leave_at_exit, together
 from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import Spectrum
 from eigenexp.team import Team, Topic
@@ -442,6 +442,10 @@ class EigendistortionModule(L.LightningModule):
             self.trainer.should_stop = True
             return -1
         return None
+
+    def on_train_end(self) -> None:
+        """Leave the other processes in order when this one exits."""
+        leave_at_exit()
 
     def teardown(self, stage: str) -> None:
         """Let go of the other processes, also after an error."""

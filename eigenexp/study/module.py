@@ -25,7 +25,7 @@ from eigenexp.lightning_module import (
 )
 from eigenexp.operators import BatchedFisherOperator, FisherOperator
 from eigenexp.operators.batched import pictures_at_once
-from eigenexp.ranks import RankLostError, agree
+from eigenexp.ranks import RankLostError, agree, leave_at_exit
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
 from eigenexp.study.folder import StudyFolder
@@ -474,6 +474,7 @@ class StudyModule(L.LightningModule):
         """Save what is in progress; write the tables."""
         self._save()
         agree(self.trainer, True, all_ranks=True, advice="fit again with the same folder")
+        leave_at_exit()
         if self.trainer.is_global_zero:
             write_tables(self.folder.path, table_rows(self.folder.records()))
 

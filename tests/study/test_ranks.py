@@ -161,3 +161,22 @@ def test_a_lost_process_is_told_from_other_errors() -> None:
         together(Pair(), other, "fit again")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="gloo"):
         together(Alone(), lost, "fit again")  # type: ignore[arg-type]
+
+
+LEAVING = """
+import atexit, sys
+import torch.distributed as dist
+from eigenexp.ranks import leave_at_exit
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+leave_at_exit()
+leave_at_exit()
+atexit._run_exitfuncs()
+assert not dist.is_initialized()
+"""
+
+
+def test_a_process_leaves_the_others_before_the_interpreter_shuts_down(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", LEAVING, str(tmp_path / "meeting")]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
