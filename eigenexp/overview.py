@@ -16,6 +16,7 @@ __all__ = [
     "failed_description",
     "model_name",
     "problem_row",
+    "records_row",
     "result_row",
     "worst_status",
 ]
@@ -64,6 +65,20 @@ def result_row(spectrum: Spectrum) -> dict[str, Any]:
         "pairs": len(values),
         "pairs_proven": int(spectrum.converged.sum()),
         "products": spectrum.num_products,
+    }
+
+
+def records_row(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the line of a study: the worst residual and status of its pictures, all products.
+
+    Eigenvalues of one picture are not those of another: there are none.
+    """
+    solved = [record for record in records.values() if record.get("pairs")]
+    pairs = [pair for record in solved for pair in record["pairs"]]
+    return {
+        "worst_residual": max((float(p["relative_residual"]) for p in pairs), default=None),
+        "status": worst_status([str(pair["status"]) for pair in pairs]) if pairs else None,
+        "products": sum(int(record["num_products"]) for record in solved),
     }
 
 

@@ -16,8 +16,10 @@ go on from what is there.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,8 @@ from eigenexp.json_files import read_json
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 
 __all__ = ["StudyFolder"]
+
+log = logging.getLogger(__name__)
 
 _PICTURE = re.compile(r"(\d{6,})-(.+)")
 SCHEMA_VERSION = 1
@@ -86,7 +90,10 @@ class StudyFolder:
         return self.path / "pictures" / f"{position:06d}-{name}"
 
     def records(self) -> dict[int, dict[str, Any]]:
-        """Return the records of the finished pictures by position, also those just written."""
+        """Return the records of the finished pictures by position, also those just written.
+
+        A picture whose record is damaged is not finished.
+        """
         folder = self.path / "pictures"
         if folder.is_dir():
             with os.scandir(folder) as entries:
@@ -95,7 +102,9 @@ class StudyFolder:
                     if match and int(match[1]) not in self._known:
                         record = Path(entry.path) / "record.json"
                         if record.is_file():
-                            self._known[int(match[1])] = read_json(record, "a study's file")
+                            with contextlib.suppress(CheckpointError):  # damaged: not finished
+                                found = read_json(record, "a study's file")
+                                self._known[int(match[1])] = found
         return dict(sorted(self._known.items()))
 
     def write_picture(
@@ -166,15 +175,18 @@ class StudyFolder:
         return self.path / "cohorts" / f"{index:05d}.ckpt"
 
     def load_cohort(self, index: int) -> dict[str, Any] | None:
-        """Return a cohort's state, or ``None`` where none is saved.
+        """Return a cohort's state, or ``None`` where none is saved, or it is damaged.
 
-        Raises
-        ------
-        CheckpointError
-            When the file is damaged.
+        Pictures without a state begin again, and end the same.
         """
         path = self.cohort_path(index)
-        return load_checkpoint(path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            log.warning("%s; its pictures begin again", error)
+            return None
 
     def save_cohort(self, index: int, turns: int, state: Mapping[str, Any]) -> None:
         """Write a cohort's state over the one before.

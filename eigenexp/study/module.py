@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -33,6 +34,8 @@ from eigenexp.study.sources import PictureSource, picture_sources
 from eigenexp.study.table import table_rows, write_tables
 
 __all__ = ["StudyModule"]
+
+log = logging.getLogger(__name__)
 
 # What one step takes at least. Under several processes: they meet once a step. On one: Lightning's
 # own third of a millisecond a step is then next to nothing.
@@ -402,7 +405,11 @@ class StudyModule(L.LightningModule):
         for picture in self.cohort.turn():
             self._keep(picture)
         if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
-            self._save()
+            try:
+                self._save()
+            except CheckpointError as error:
+                self._saved_at = time.monotonic()
+                log.warning("%s. The study goes on and tries again at the next save", error)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop all processes together, once none has anything left to do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from eigenexp.building import (
 from eigenexp.callbacks import GracefulStop
 from eigenexp.callbacks.sending import send_settings
 from eigenexp.config import TrainerConfig, shown_settings
+from eigenexp.errors import TrackingError
 from eigenexp.fitting import check_settings, fit_to_the_end, name_run
-from eigenexp.overview import model_name, problem_row
+from eigenexp.overview import model_name, problem_row, records_row
 from eigenexp.ranks import is_first_rank
 from eigenexp.runs import OUT_OF_TIME, RunFolder
+from eigenexp.spectrum import StopReason
 from eigenexp.study.folder import StudyFolder
 from eigenexp.study.module import StudyModule
 from eigenexp.study.progress import StudyLogging, StudyProgressBar
@@ -150,7 +153,12 @@ def fit_study(
                 reason = _stop_reason(status, exit_code, len(records), module.num_pictures)
                 progress = f"{len(records)}/{module.num_pictures}"
                 patience = stop.patience if stop.received is not None else _PATIENCE
-                _close(place, status, reason, progress, mlflow, children, patience)
+                facts = {**problem_row(settings), "picture": source, **records_row(records)}
+                try:
+                    place.write_record(status=status, stop_reason=reason, row=facts)
+                except TrackingError as full:  # what ended the study is more worth telling
+                    log.warning("%s", full)
+                _close(place, reason, progress, status, mlflow, children, patience)
     failed = any(record["status"] == "failed" for record in records.values())
     # Lightning kills a run of which a process ends with another code than 0: the first one tells.
     code = (exit_code or int(failed)) if is_first else 0
@@ -196,14 +204,13 @@ def _stop_reason(status: str, exit_code: int, done: int, total: int) -> str:
 
 def _close(
     place: RunFolder,
-    status: str,
     reason: str,
     progress: str,
+    status: str,
     mlflow: MLflowLogger | None,
     children: ChildRuns | None,
     patience: float,
 ) -> None:
-    place.write_record(status=status, stop_reason=reason)
     if mlflow is None:
         return
     for name in ("table.csv", "table.parquet", "study.json"):
@@ -237,6 +244,11 @@ def study_summary(result: StudyResult) -> list[str]:
         "",
         f"{len(solved)} of {result.num_pictures} pictures solved, every pair proven at {proven}; "
         f"{products} products",
+    ]
+    reasons = Counter(record["stop_reason"] for record in solved if not record["converged"])
+    lines += [
+        f"not proven at {count}: {StopReason(reason).message}"
+        for reason, count in reasons.most_common()
     ]
     lines += [f"failed: {_failure(record)}" for record in failed[:20]]
     if len(failed) > 20:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eigenexp.errors import EigenexpError
-from eigenexp.overview import problem_row, result_row, worst_status
+from eigenexp.overview import problem_row, records_row, result_row
 from eigenexp.ranks import is_first_rank
 from eigenexp.rendezvous import decided_by_first, started_by_scheduler
 from eigenexp.sweeps.apart import run_apart
@@ -200,14 +200,7 @@ def job_row(settings: Mapping[str, Any], result: Any) -> dict[str, Any]:
     """Return a finished job's line of the table; a job of many pictures has their worst."""
     if hasattr(result, "spectrum"):
         return {**problem_row(settings), **result_row(result.spectrum)}
-    records = [record for record in result.records.values() if record.get("pairs")]
-    pairs = [pair for record in records for pair in record["pairs"]]
-    return {
-        **problem_row(settings),
-        "worst_residual": max((p["relative_residual"] for p in pairs), default=None),
-        "status": worst_status([str(pair["status"]) for pair in pairs]),
-        "products": sum(record["num_products"] for record in records),
-    }
+    return {**problem_row(settings), **records_row(result.records)}
 
 
 def _one_line(error: BaseException) -> str:

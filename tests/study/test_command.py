@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from eigenexp.cli import main
+from eigenexp.run_table import run_rows
 from eigenexp.runs import list_runs
 from eigenexp.study import StudyFolder
 
@@ -101,6 +102,12 @@ def test_a_folder_becomes_one_run_with_a_child_a_picture(photos: Path) -> None:
     shown = run(photos, "show", "last")
     assert "5 of 5 pictures finished" in shown.stdout
     assert "p0 " in shown.stdout
+    (row,) = run_rows([parent])
+    solved = [record for record in study.records().values() if record["status"] == "solved"]
+    assert row["products"] == sum(record["num_products"] for record in solved)
+    assert row["worst_residual"] == max(
+        pair["relative_residual"] for record in solved for pair in record["pairs"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,3 +206,13 @@ def test_two_processes_from_the_command_line(photos: Path) -> None:
     assert mean.returncode == 0, mean.stderr
     assert mean.stdout.count("results:") == 1
     assert len(list_runs(photos / "mean")) == 1
+
+
+def test_the_summary_says_why_pictures_are_not_proven(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = ["solver.max_products=12", "solver=lanczos", "solver.tol=1e-6", "logger=none"]
+    assert main(["fit", *SETTINGS, *budget]) == 0
+    output = capsys.readouterr().out
+    assert "4 of 4 pictures solved, every pair proven at 0" in output
+    assert "not proven at 4: the budget of products is spent" in output

@@ -69,6 +69,49 @@ def test_interrupted_and_resumed_it_ends_the_same_and_solves_nothing_twice(
     assert fit(study(model, pictures, tmp_path / "parts"), tmp_path).cohort is None
 
 
+def test_damaged_files_of_a_study_hinder_only_their_pictures(
+    model: Small, pictures: list[Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = fit(study(model, pictures, tmp_path / "whole"), tmp_path)
+    part = study(model, pictures, tmp_path / "parts", cohort=4)
+    while not part.folder.records():
+        part = study(model, pictures, tmp_path / "parts", cohort=4)
+        fit(part, tmp_path, max_steps=3)
+    (state,) = (part.folder.path / "cohorts").glob("*.ckpt")
+    state.write_bytes(state.read_bytes()[:1000])
+    position, finished = next(iter(part.folder.records().items()))
+    record = part.folder.picture_path(position, finished["name"]) / "record.json"
+    record.write_text(record.read_text()[:40])
+    again = study(model, pictures, tmp_path / "parts", cohort=4)
+    assert position not in again.folder.records()
+    fit(again, tmp_path)
+    assert "cut short" in caplog.text
+    assert sorted(again.folder.records()) == list(range(7))
+    for position in range(7):
+        a, b = whole.spectrum(position), again.spectrum(position)
+        torch.testing.assert_close(a.eigenvalues, b.eigenvalues)
+        assert bool(b.converged.all())
+
+
+def test_a_full_disk_stops_no_study_until_it_ends(
+    model: Small,
+    pictures: list[Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: object) -> None:
+        raise CheckpointError("expected room, got none")
+
+    monkeypatch.setattr(StudyFolder, "save_cohort", full)
+    options = {"checkpoint_seconds": 0.0}
+    module = fit(study(model, pictures, tmp_path / "study", **options), tmp_path)
+    assert "tries again at the next save" in caplog.text
+    assert sorted(module.folder.records()) == list(range(7))
+    with pytest.raises(CheckpointError, match="expected room"):  # the last save must succeed
+        fit(study(model, pictures, tmp_path / "other", **options), tmp_path, max_steps=3)
+
+
 def test_a_model_that_mixes_pictures_is_given_one_at_a_time(
     pictures: list[Tensor], tmp_path: Path
 ) -> None:
