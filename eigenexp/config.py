@@ -181,6 +181,7 @@ class StudyConfig:
     checkpoint_seconds: float = 30.0
     figures: bool = False
     retry_failed: bool = False
+    retry_unproven: bool = False
 
 
 @dataclass

@@ -42,7 +42,7 @@ __all__ = [
 
 _IGNORED = ("resume", "root", "threads", "trust", "logger", "callbacks", "experiment")
 _IGNORED_TRAINER = ("enable_progress_bar", "max_time")
-_IGNORED_STUDY = ("checkpoint_seconds", "figures", "retry_failed")
+_IGNORED_STUDY = ("checkpoint_seconds", "figures", "retry_failed", "retry_unproven")
 _DONE = ("max_steps", "max_products", "converged", "unverified", "floor", "stagnated", "breakdown")
 
 

@@ -160,13 +160,30 @@ class StudyFolder:
             raise CheckpointError(f"picture {position}: expected a finished picture, got {got}")
         return Spectrum.load(self.picture_path(position, record["name"]) / SPECTRUM_FILE)
 
-    def forget_failures(self) -> list[int]:
-        """Delete the records of pictures that failed, so that they are tried again."""
-        failed = [p for p, record in self.records().items() if record["status"] == "failed"]
-        for position in failed:
+    def forget(self, *, failed: bool = False, unproven: bool = False) -> list[int]:
+        """Delete the records of some pictures, so that these are solved again.
+
+        Parameters
+        ----------
+        failed
+            Those that failed.
+        unproven
+            Those with a pair that is not proven.
+
+        Returns
+        -------
+        list of int
+            Their positions.
+        """
+        chosen = [
+            position
+            for position, record in self.records().items()
+            if (failed if record["status"] == "failed" else unproven and not record["converged"])
+        ]
+        for position in chosen:
             record = self._known.pop(position)
             (self.picture_path(position, record["name"]) / "record.json").unlink()
-        return failed
+        return chosen
 
     # -- work in progress ------------------------------------------------------------------------
 

@@ -448,6 +448,7 @@ class StudyModule(L.LightningModule):
                 "converged": bool(spectrum.converged.all()),
                 "num_products": spectrum.num_products,
                 "method": spectrum.method,
+                "tol": spectrum.tol,
                 "pairs": spectrum.rows(),
             }
             spectrum = spectrum.with_metadata(

@@ -116,12 +116,12 @@ def fit_study(
     module.folder = StudyFolder(place.results)
     module.run_metadata = {"config": settings, "run_id": run_id}
     module.force_resume = force
-    retry = settings["study"]["retry_failed"]
+    # A study saved before there was an option goes on without it.
+    again = {what: bool(settings["study"].get(f"retry_{what}")) for what in ("failed", "unproven")}
     if is_first:
         row = {**problem_row(settings), "picture": source}
         place.write_record(config=settings, status="RUNNING", title=title, study=True, row=row)
-        if retry:
-            module.folder.forget_failures()
+        module.folder.forget(**again)
         say(f"run {run_id}: {title}, files under {place.results}")
     loggers = build_loggers(settings, run_id, mlflow) if is_first else []
     children = None
@@ -258,7 +258,9 @@ def study_summary(result: StudyResult) -> list[str]:
     lines.append(f"pictures:  {result.folder / 'pictures'}")
     if len(records) < result.num_pictures:
         lines.append(f"go on with: eigenexp resume {result.run_id}")
-    elif failed:
-        lines.append(f"try again: eigenexp resume {result.run_id} study.retry_failed=true")
+    else:
+        resume = f"try again: eigenexp resume {result.run_id} study.retry_"
+        lines += [f"{resume}failed=true"] if failed else []
+        lines += [f"{resume}unproven=true solver.…"] if reasons else []
     lines.append("dashboard: eigenexp ui")
     return lines

@@ -208,6 +208,7 @@ def test_two_processes_from_the_command_line(photos: Path) -> None:
     assert len(list_runs(photos / "mean")) == 1
 
 
+@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
 def test_the_summary_says_why_pictures_are_not_proven(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,3 +217,11 @@ def test_the_summary_says_why_pictures_are_not_proven(
     output = capsys.readouterr().out
     assert "4 of 4 pictures solved, every pair proven at 0" in output
     assert "not proven at 4: the budget of products is spent" in output
+    assert "study.retry_unproven=true solver." in output
+    more = ["resume", "last", "solver.max_products=500"]
+    assert main(more) == 0  # a picture with a record is not solved again
+    assert "every pair proven at 0" in capsys.readouterr().out
+    assert main([*more, "study.retry_unproven=true"]) == 0
+    output = capsys.readouterr().out
+    assert "every pair proven at 4" in output
+    assert "not proven" not in output

@@ -178,7 +178,7 @@ def test_failed_pictures_are_recorded_and_tried_again_on_request(tmp_path: Path)
     with pytest.raises(CheckpointError, match="failed"):
         module.spectrum(2)
     torch.save(torch.rand(1, 6, 6), tmp_path / "c.pt")
-    assert StudyFolder(tmp_path / "study").forget_failures() == [2]
+    assert StudyFolder(tmp_path / "study").forget(failed=True) == [2]
     module = fit(study(model, files, tmp_path / "study", tol=1e-3), tmp_path, precision="32")
     assert module.folder.records()[2]["status"] == "solved"
 
