@@ -330,6 +330,11 @@ class Lanczos(VerifiedSolver):
             rest = torch.tensor([self._witness_rest], dtype=torch.float64)
             self._witness = torch.cat([self._witness, rest])
         self._probe_spent += 1
+        full = self._size >= self.basis_size
+        # Products are worth more than time: not where they cost no more than the problem solved.
+        due = self._size <= 160 or self._size % self._interval() == 0
+        if not due and self._candidates and not full:
+            return
         values = self._ritz()[0]
         places, _ = self._places()
         moved = float((values[places] - self._before_probe).abs().max())
@@ -343,7 +348,6 @@ class Lanczos(VerifiedSolver):
         ends = self._ends_to_search(values[places], self._scale())
         end = ends[-1] if ends else "top"
         spent = self._budget.spent(end, self._probe_spent, self._num_products)
-        full = self._size >= self.basis_size
         if chance <= CHANCE or spent or full or not self._candidates:
             self._chance = chance
             self._doubtful = chance > CHANCE and not self._budget.short(end)

@@ -48,7 +48,8 @@ class SolveSettings:
     operator
         Other options of :class:`~eigenexp.operators.BatchedFisherOperator`.
     history_every
-        Turns between rows of a picture's convergence table.
+        Steps of a picture between rows of its convergence table; at every fourth, a solver with
+        many vectors has its Ritz pairs at hand.
     """
 
     solver: Mapping[str, Any]
@@ -57,7 +58,7 @@ class SolveSettings:
     dtype: torch.dtype
     device: torch.device
     operator: Mapping[str, Any] = field(default_factory=dict)
-    history_every: int = 5
+    history_every: int = 4
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class _Place:
     """``None`` for a picture finished earlier: it only keeps its place until its turn is over."""
     until: int = -1
     is_finished: bool = False
+    steps: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -206,6 +208,7 @@ class Cohort:
                 if place.solver is None:
                     continue
                 try:
+                    place.steps += 1
                     place.solver.tell(products, responses)
                 except ProductError as error:
                     self._end(place, finished, error)
@@ -220,7 +223,7 @@ class Cohort:
             elif place.solver.done:
                 place.history.append(_row(place.solver))
                 self._end(place, finished)
-            elif self.turns % every == 0:
+            elif place.steps % every == 0:
                 place.history.append(_row(place.solver))
         if self._places:
             empty = sum(place.is_finished for place in self._places)
@@ -345,6 +348,7 @@ class Cohort:
                     "sha256": place.picture.record["sha256"],
                     "is_finished": place.is_finished,
                     "until": place.until,
+                    "steps": place.steps,
                     "seconds": place.seconds,
                     "history": [dict(row) for row in place.history],
                     "solver": None
@@ -375,6 +379,7 @@ class Cohort:
                 )
             place = _Place(position, source, picture, until=int(saved["until"]))
             place.is_finished = bool(saved["is_finished"])
+            place.steps = int(saved.get("steps", 0))  # states of before the count have none
             place.seconds = float(saved["seconds"])
             place.history = [dict(row) for row in saved["history"]]
             places.append(place)
