@@ -216,31 +216,60 @@ def median(
     return statistics.median(times)
 
 
-def all_reduce(sizes: list[int]) -> dict[int, float]:
-    """Return seconds of a gloo all-reduce of so many float32 between two processes."""
+def exchanges(sizes: list[int]) -> dict[str, dict[str, float]]:
+    """Return seconds of an exchange of so many float32 between two processes, by the way taken."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--reduce", json.dumps(sizes), "--meet", folder]
+        command = [sys.executable, __file__, "--exchange", json.dumps(sizes), "--meet", folder]
         ranks = [
             subprocess.Popen([*command, "--rank", str(rank)], stdout=subprocess.PIPE, text=True)
             for rank in (0, 1)
         ]
         outputs = [rank.communicate()[0] for rank in ranks]
-    measured = json.loads(outputs[0].splitlines()[-1])
-    return {int(size): seconds for size, seconds in measured.items()}
+    measured: dict[str, dict[str, float]] = json.loads(outputs[0].splitlines()[-1])
+    return measured
 
 
-def reduce_rank(sizes: list[int], folder: str, rank: int) -> None:
-    """Time the all-reduce as one of two ranks."""
+def exchange_rank(sizes: list[int], folder: str, rank: int) -> None:
+    """Time exchanges as one of two ranks, each after 10 ms of work.
+
+    Of each exchange the shorter of both ranks' times counts: the other one only waited.
+    """
     import torch.distributed as dist
+
+    from eigenexp.links import Links
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    seconds = {}
+
+    def gather(own: Any) -> list[Any]:
+        everything = [own, own]
+        dist.all_gather_object(everything, own)
+        return everything
+
+    links = Links.connect(rank, 2, gather)
+    matrix = torch.randn(300, 300)
+    turns = max(1, round(0.010 / median(lambda: matrix @ matrix, repeat=50)))
+    seconds: dict[str, dict[str, float]] = {}
     for size in sizes:
-        block = torch.ones(size)
-        seconds[size] = median(
-            lambda block=block: dist.all_reduce(block), repeat=25, clock=time.perf_counter
-        )
+        own, other = torch.ones(size), torch.empty(size)
+        views = own.numpy().data.cast("B"), {1 - rank: other.numpy().data.cast("B")}
+        ways = {
+            "sockets": lambda v=views: links.exchange(*v, 0),
+            "gloo": lambda own=own, other=other: dist.all_gather(
+                [own, other] if rank == 0 else [other, own], own
+            ),
+        }
+        for name, exchange in ways.items():
+            times = []
+            for _ in range(60):
+                for _ in range(turns):
+                    matrix @ matrix
+                began = time.perf_counter()
+                exchange()
+                times.append(time.perf_counter() - began)
+            both = torch.tensor(gather(times)).min(0).values
+            seconds.setdefault(name, {})[str(size)] = float(both.mean())
+    links.close()
     dist.destroy_process_group()
     print(json.dumps(seconds))
 
@@ -398,10 +427,11 @@ def cost() -> list[dict[str, Any]]:
     for n in (4096, 65536, 150528):
         facts[f"solver {n}"] = solver_seconds(n, 100)
         print(f"  n = {n:<7} {facts[f'solver {n}']:.5f}")
-    print("seconds of an all-reduce of n float32 between two processes (gloo)")
-    for n, seconds in all_reduce([1, 4096, 65536, 150528, 786432]).items():
-        facts[f"all-reduce {n}"] = seconds
-        print(f"  n = {n:<7} {seconds:.5f}")
+    print("seconds of an exchange of n float32 between two processes at work (mean of 60)")
+    measured = exchanges([1, 4096, 65536, 150528, 786432])
+    for n, seconds in measured["sockets"].items():
+        facts[f"exchange {n}"] = seconds
+        print(f"  n = {n:<7} sockets {seconds:.5f}  gloo {measured['gloo'][n]:.5f}")
     print("products, one pair, to 1e-3")
     facts |= growth()
     composed = median(lambda: compose_config(["model=lg", "image=coffee"]), repeat=9)
@@ -433,7 +463,7 @@ def projected(facts: dict[str, Any]) -> list[str]:
     """Return what the model of docs/cost.md makes of the constants."""
     products, n = 35, 150528
     product = facts["product lite0 block 4 224"]
-    solver, reduce = facts[f"solver {n}"], facts[f"all-reduce {n}"]
+    solver, exchange = facts[f"solver {n}"], facts[f"exchange {n}"]
     lines = ["projected (nothing below is measured):"]
     job = facts["job, MLflow"] + products * (product + solver)
     lines.append(f"  one Lite0 problem of {products} products, one core: {job:.0f} s")
@@ -451,9 +481,16 @@ def projected(facts: dict[str, Any]) -> list[str]:
     for devices in (2, 8):
         # Every rank repeats the solver's arithmetic on the whole block.
         alone = devices * (product + solver)
-        together = product + devices * solver + reduce
+        together = product + devices * solver + exchange
         lines.append(
             f"  columns over {devices} processes, a block of {devices} at n = {n}: "
+            f"{alone / together:.2f}× one process"
+        )
+    for devices, pictures in ((2, 16), (8, 16), (8, 128)):
+        alone = pictures * product + solver
+        together = pictures / devices * product + solver + (devices - 1) * exchange
+        lines.append(
+            f"  the mean of {pictures} pictures over {devices} processes: "
             f"{alone / together:.2f}× one process"
         )
     return lines
@@ -467,7 +504,7 @@ def main() -> None:
     parser.add_argument("section", nargs="?", choices=sections)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--reduce", help=argparse.SUPPRESS)
+    parser.add_argument("--exchange", help=argparse.SUPPRESS)
     parser.add_argument("--product", help=argparse.SUPPRESS)
     parser.add_argument("--meet", help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
@@ -475,8 +512,8 @@ def main() -> None:
     if options.case:
         print(json.dumps(solve_case(json.loads(options.case))))
         return
-    if options.reduce:
-        reduce_rank(json.loads(options.reduce), options.meet, options.rank)
+    if options.exchange:
+        exchange_rank(json.loads(options.exchange), options.meet, options.rank)
         return
     if options.product:
         product_rank(*json.loads(options.product))
