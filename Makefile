@@ -26,6 +26,11 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,vision]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-slow: $(VENV)/.installed-test
+	@echo "installing what the slow tests need beside: Ray, transformers"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,vision,networks,joblib,slurm,ray]'
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
 demo: $(VENV)/.installed ## Find the distortions OnOff feels most and least in a picture (about a minute)
 	@echo "running: eigenexp fit experiment=demo"
 	@EIGENEXP_ROOT=$(ROOT) $(BIN)/eigenexp fit experiment=demo
@@ -34,7 +39,7 @@ test: $(VENV)/.installed-test check ## Run the checks and the test suite
 	@echo "running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term
 
-slow: $(VENV)/.installed-test ## Run the tests that take minutes
+slow: $(VENV)/.installed-slow ## Run the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=1200
 
 check: $(VENV)/.installed-test ## Lint, types, and the direction of imports
