@@ -17,6 +17,7 @@ from eigenexp.images import Picture
 from eigenexp.lightning_module import EigendistortionModule, ModuleOperator, check_trainer
 from eigenexp.lightning_overhead import remember_signature
 from eigenexp.operators import AverageFisherOperator
+from eigenexp.operators.memory import to_device
 from eigenexp.study.sources import picture_sources
 from eigenexp.study.stochastic import StochasticPower
 
@@ -102,7 +103,7 @@ class AverageModule(EigendistortionModule):
 
     def _make_operator(self, options: Mapping[str, Any]) -> AverageFisherOperator:
         like = self._image
-        images = [tensor.to(like) for tensor in self._tensors]
+        images = [to_device(tensor, like.device, like.dtype) for tensor in self._tensors]
         self._check_processes(self.trainer)
         operator = AverageFisherOperator(self.model, images, keep=self._keep, **options)
         # What all processes must agree on is that of the first picture.

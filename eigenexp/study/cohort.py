@@ -20,6 +20,7 @@ from eigenexp.eigensolvers import Eigensolver, Progress, make_solver
 from eigenexp.errors import CheckpointError, EigenexpError, ModelError, ProductError
 from eigenexp.images import Picture
 from eigenexp.operators import BatchedFisherOperator
+from eigenexp.operators.memory import to_device
 from eigenexp.operators.probing import Model
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.sources import PictureSource
@@ -312,7 +313,8 @@ class Cohort:
         finished.append(Finished(position, source, picture, None, text, -1, 0.0, []))
 
     def _build(self, places: Sequence[_Place]) -> BatchedFisherOperator:
-        images = [place.picture.tensor.to(self._settings.device) for place in places]
+        device = self._settings.device
+        images = [to_device(place.picture.tensor, device) for place in places]
         # A stack was checked when the study was planned; a picture alone is checked each time.
         check = len(images) == 1
         route, options = self._settings.route, self._settings.operator
@@ -328,7 +330,7 @@ class Cohort:
         found = []
         for place in places:
             try:
-                image = place.picture.tensor.to(self._settings.device)
+                image = to_device(place.picture.tensor, self._settings.device)
                 BatchedFisherOperator(self._model, [image], **self._settings.operator)
             except EigenexpError as error:
                 found.append((place, error))

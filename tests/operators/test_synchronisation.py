@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import eigenexp as ee
 from eigenexp import FisherOperator
+from eigenexp.operators.memory import to_device
 from tests.training import quiet_trainer
 
 aten = torch.ops.aten
@@ -83,6 +84,33 @@ def test_the_counter_sees_a_read() -> None:
     assert reads.seen == ["aten._local_scalar_dense.default"]
 
 
+class OnTheWay:
+    """A tensor of the CPU that writes down how it is taken to a device that is not here."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def pin_memory(self) -> OnTheWay:
+        self.done.append("pinned")
+        return self
+
+    def to(self, *places: Any, **how: Any) -> OnTheWay:
+        place = next((str(p) for p in places), str(how.get("dtype")))
+        self.done.append(f"to {place}{' at once' if how.get('non_blocking') else ''}")
+        return self
+
+
+def test_pictures_go_to_a_gpu_from_pinned_memory() -> None:
+    tensor: Any = OnTheWay()
+    to_device(tensor, torch.device("cuda:1"), torch.float32)
+    assert tensor.done == ["to torch.float32", "pinned", "to cuda:1 at once"]
+    here = torch.ones(2)
+    assert to_device(here, torch.device("cpu")) is here
+    assert to_device(here, torch.device("cpu"), torch.float64).dtype == torch.float64
+
+
 # -- where a GPU is at hand ------------------------------------------------------------------------
 
 
@@ -103,6 +131,18 @@ def test_gpu_products_equal_the_cpus_and_wait_for_nothing() -> None:
         on_gpu.apply(moved)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_picture_goes_to_the_gpu_without_waiting() -> None:
+    here = torch.rand(1, 3, 64, 64)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = to_device(here, torch.device("cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(there.cpu(), here)
 
 
 @pytest.mark.gpu
