@@ -50,6 +50,8 @@ settings (key=value; see them all with --config):
   image.channels=color    gray, color or keep
   model.layer=NAME        respond with a layer of the model, by its dotted name
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
+  study.batch_size=8 study.figures=true    of many pictures; resume … study.retry_failed=true
+  study.retry_unproven=true solver.tol=1e-3   solves those again that are not proven
   operator.recompute=true     less memory: activations between blocks are computed again
   operator.model_dtype=bf16   the network's precision (fp16), the solver's stays float32
   operator.compile=true       products by torch.compile, where that gives the same

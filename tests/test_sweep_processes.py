@@ -73,7 +73,7 @@ sys.stdin.read()
 def test_each_process_takes_a_gpu_of_its_own_and_gives_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def take(name: str) -> tuple[subprocess.Popen[bytes], str]:
         place = tmp_path / name

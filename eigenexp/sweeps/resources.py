@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,9 @@ def take_gpu(names: Sequence[str]) -> str:
     global _taken
     if _taken is not None:
         return os.environ[_VISIBLE]
-    folder = Path(tempfile.gettempdir()) / f"eigenexp-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache) / "eigenexp" / "gpus" / socket.gethostname()
+    folder.mkdir(parents=True, exist_ok=True)
     locks = [FileLock(folder / f"{name}.lock") for name in names]
     chosen = os.getpid() % len(names)
     for place, lock in enumerate(locks):

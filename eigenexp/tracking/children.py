@@ -34,7 +34,9 @@ _POSITION = "eigenexp.position"
 _POLL_SECONDS = 2.0
 
 
-def publish_pictures(store: Store, parent: str, folder: Path) -> int:
+def publish_pictures(
+    store: Store, parent: str, folder: Path, published: dict[str, int] | None = None
+) -> int:
     """Make the child runs that are missing; return how many were made.
 
     Parameters
@@ -45,12 +47,11 @@ def publish_pictures(store: Store, parent: str, folder: Path) -> int:
         The parent's run id.
     folder
         The study's folder.
+    published
+        What earlier calls saw to be published, which is not read again; filled here.
     """
-    waiting = [
-        record.parent
-        for record in sorted((folder / "pictures").glob("*/record.json"))
-        if not _is_published(record.parent)
-    ]
+    seen = {} if published is None else published
+    waiting = [picture for picture in _finished(folder, seen) if not _is_published(picture)]
     if not waiting:
         return 0
     experiment = store.client.get_run(parent).info.experiment_id
@@ -61,6 +62,22 @@ def publish_pictures(store: Store, parent: str, folder: Path) -> int:
         facts = {"run_id": child, "sha256": _digest(record)}
         write_json_atomic(picture / "published.json", facts)
     return len(waiting)
+
+
+def _finished(folder: Path, seen: dict[str, int]) -> list[Path]:
+    """Return the finished pictures whose record is not one that was seen before."""
+    found = []
+    if (folder / "pictures").is_dir():
+        with os.scandir(folder / "pictures") as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                try:
+                    changed = os.stat(os.path.join(entry.path, "record.json")).st_mtime_ns
+                except OSError:
+                    continue  # at work
+                if seen.get(entry.name) != changed:
+                    seen[entry.name] = changed
+                    found.append(Path(entry.path))
+    return found
 
 
 def _is_published(picture: Path) -> bool:
@@ -219,14 +236,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve(store: Store, parent: str, folder: Path, closed: threading.Event) -> int:
     failures = 0
+    published: dict[str, int] = {}
     while True:
         last = closed.is_set()
         try:
-            publish_pictures(store, parent, folder)
+            publish_pictures(store, parent, folder, published)
             failures = 0
         except Exception as error:
             log.warning("%s", one_line(error))
             failures += 1
+            published.clear()  # what was not published is looked at again
         if last and (failures == 0 or failures > 5):
             return int(failures > 0)
         closed.wait(_POLL_SECONDS * (1 + failures))
