@@ -72,9 +72,10 @@ class End:
         products, responses = operator.apply(self.block)
         pairs, images = RitzPairs.of(self.block, products, responses)
         if self.pairs is not None and len(self.pairs.values) == len(pairs.values):
-            self.change = float(torch.linalg.vector_norm(pairs.values - self.pairs.values))
+            moved = pairs.values.double() - self.pairs.values.double()
+            self.change = float(torch.linalg.vector_norm(moved))
         following = images - shift * pairs.vectors
-        if bool((torch.linalg.vector_norm(following, dim=0) == 0).any()):
+        if not bool(following.any(dim=0).all()):
             following = pairs.vectors  # F acts as the shift here: the block is invariant
         self.block = torch.linalg.qr(following, "reduced").Q
         self.pairs = pairs

@@ -147,6 +147,16 @@ class Spectrum:
         if wrong:
             raise InputError(f"expected {k} entries in each field, one an eigenvalue; got {wrong}")
 
+    def times(self, factor: float) -> Spectrum:
+        """Return the spectrum of ``factor`` · F, the same vectors with all else in proportion."""
+        return replace(
+            self,
+            eigenvalues=self.eigenvalues * factor,
+            residuals=self.residuals * factor,
+            error_bounds=self.error_bounds * factor,
+            scale=self.scale * factor,
+        )
+
     def __len__(self) -> int:
         return len(self.eigenvalues)
 

@@ -97,6 +97,53 @@ def test_error_bounds_hold(method: str, seed: int) -> None:
         assert nearest <= float(bound) + 1e-10
 
 
+@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize("power", [-50, -30, 30, 60])
+def test_the_size_of_the_response_changes_no_bit(method: str, power: int) -> None:
+    """F · 4^p has the eigenpairs of F, though squares of its products leave float32's range."""
+    which = "top" if method == "randomized_svd" else "both"
+    ways = {"k": 2, "which": which, "tol": 1e-3}
+    here = prescribed(SPECTRA["gap"], dtype=torch.float32)
+    there = DenseOperator(here.to_dense() * 4.0**power)
+    expected, found = solve(here, method, **ways), solve(there, method, **ways)
+    assert expected.stop_reason is found.stop_reason
+    assert expected.status == found.status
+    assert expected.num_products == found.num_products
+    assert torch.equal(expected.eigenvectors, found.eigenvectors)
+    for name in ("eigenvalues", "residuals", "error_bounds", "scale"):
+        before, after = getattr(expected, name), getattr(found, name)
+        torch.testing.assert_close(after, before * 4.0**power, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_the_size_of_the_response_is_kept_in_the_state(method: str) -> None:
+    which = "top" if method == "randomized_svd" else "both"
+    ways = {"k": 1, "which": which, "tol": 1e-3}
+    operator = DenseOperator(prescribed(SPECTRA["gap"], dtype=torch.float32).to_dense() * 4.0**-40)
+    solver = make_solver(operator, method, **ways)
+    for _ in range(3):
+        solver.tell(*multiply(operator, solver.request, solver.ask()))
+    other = make_solver(operator, method, **ways)
+    other.load_state_dict(solver.state_dict())
+    assert torch.equal(other.progress().eigenvalues, solver.progress().eigenvalues)
+    while not other.done:
+        other.tell(*multiply(operator, other.request, other.ask()))
+    assert torch.equal(other.result().eigenvalues, solve(operator, method, **ways).eigenvalues)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_products_too_small_for_their_dtype_are_refused(method: str) -> None:
+    which = "top" if method == "randomized_svd" else "both"
+    operator = DenseOperator(torch.eye(30) * 1e-34)
+    with pytest.raises(ProductError, match="scale the model's response up, or solve in float64"):
+        solve(operator, method, which=which)
+    solver = make_solver(operator, method, which=which)
+    block = solver.ask()
+    with pytest.raises(ProductError, match="0 for a response that is not"):
+        solver.tell(torch.zeros_like(block), torch.ones(5, block.shape[1]))
+    assert torch.equal(solver.ask(), block)
+
+
 @pytest.mark.parametrize("method", ITERATIVE)
 def test_a_spent_budget_is_not_called_converged(method: str) -> None:
     values = falling(torch.logspace(-6, 0, 120, dtype=torch.float64).tolist())

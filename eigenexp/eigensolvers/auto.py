@@ -120,12 +120,10 @@ class Auto(Eigensolver):
         """Products spent only on the proof that the pairs are extremal."""
         return self._inner.num_verification_products
 
-    def progress(self) -> Progress:
-        """Return the chosen method's progress."""
+    def _progress(self) -> Progress:
         return self._inner.progress()
 
-    def result(self) -> Spectrum:
-        """Return the chosen method's result, with the choice in its notes."""
+    def _result(self) -> Spectrum:
         found = self._inner.result()
         return replace(found, notes=(f"auto chose {self._chosen}: {self.reason}", *found.notes))
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.numerics import rounding_floor
+from eigenexp.eigensolvers.numerics import rounding_floor, unit_of
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ProductError
 from eigenexp.spectrum import Spectrum, StopReason
 
@@ -121,9 +121,10 @@ class Progress:
 class Eigensolver(abc.ABC):
     """Base of all eigensolvers: validation, counting, state; subclasses do the mathematics.
 
-    A subclass implements ``_ask``, ``_tell``, ``progress``, ``result``, ``_export_state`` and
-    ``_import_state``. Random numbers come from :meth:`_randn` alone (drawn on the CPU, so equal on
-    every device). ``_tell`` must either finish or leave the state as it was.
+    A subclass implements ``_ask``, ``_tell``, ``_export_state``, ``_import_state``, and in the
+    units that products are told in (:func:`.numerics.unit_of`) ``_progress`` and ``_result``.
+    Random numbers come from :meth:`_randn` alone (drawn on the CPU, so equal on every device).
+    ``_tell`` must either finish or leave the state as it was.
 
     Parameters
     ----------
@@ -186,6 +187,13 @@ class Eigensolver(abc.ABC):
         self._num_verification_products = 0
         self._stop_reason: StopReason | None = None
         self._pending: Tensor | None = None
+        # What F is measured in: known from the first product that is not 0.
+        self._unit: float | None = None
+
+    @property
+    def unit(self) -> float:
+        """What products are divided by before anything is computed of them: a power of 4."""
+        return self._unit or 1.0
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -237,11 +245,30 @@ class Eigensolver(abc.ABC):
                 f"tell: expected responses of shape (m, {block.shape[1]}), "
                 f"got {tuple(responses.shape)}"
             )
-        self._tell(block, products, responses)
+        self._tell(block, *self._in_units(products, responses))
         self._pending = None
         budget = self.settings.max_products
         if self._stop_reason is None and budget is not None and self._num_products >= budget:
             self._stop_reason = StopReason.MAX_PRODUCTS
+
+    def _in_units(self, products: Tensor, responses: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return what was told, measured so that its squares are at home in the dtype."""
+        is_square = self.request == "fisher"
+        if self._unit is None:
+            largest = float(products.abs().max()) if products.numel() else 0.0
+            if largest > 0:
+                self._unit = unit_of(largest, self.dtype, squared=is_square)
+            elif responses is not None and bool(responses.any()):
+                raise ProductError(
+                    f"tell: expected products that {self.dtype} can hold, got 0 for a response "
+                    "that is not; scale the model's response up, or solve in float64"
+                )
+        if self._unit in (None, 1.0):
+            return products, responses
+        root = math.sqrt(self._unit)
+        if responses is not None:
+            responses = responses / root
+        return products / (self._unit if is_square else root), responses
 
     def _check_products(self, products: Tensor, block: Tensor) -> None:
         # "jacobian" and "adjoint" requests change the first dimension; only b is fixed then.
@@ -300,17 +327,26 @@ class Eigensolver(abc.ABC):
         """Vectors of length n kept in memory at the most, the products stored with them too."""
         return self.block_size
 
-    @abc.abstractmethod
     def progress(self) -> Progress:
         """Return Ritz values and residuals of the wanted pairs; costs no product."""
+        progress = self._progress()
+        if self._unit in (None, 1.0):
+            return progress
+        return replace(
+            progress,
+            eigenvalues=progress.eigenvalues * self._unit,
+            residuals=progress.residuals * self._unit,
+            scale=progress.scale * self._unit,
+        )
 
-    @abc.abstractmethod
     def result(self) -> Spectrum:
         """Return the best pairs so far with their certificates; valid at any time.
 
         Eigenvectors are ``(k, n)``. Pairs that are not proven carry another status than
         ``converged``.
         """
+        spectrum = self._result()
+        return spectrum if self._unit in (None, 1.0) else spectrum.times(self._unit)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -327,6 +363,7 @@ class Eigensolver(abc.ABC):
             "generator": self._generator.get_state(),
             "num_products": self._num_products,
             "num_verification_products": self._num_verification_products,
+            "unit": self._unit,
             "stop_reason": None if self._stop_reason is None else self._stop_reason.value,
             "pending": None if self._pending is None else self._pending.clone(),
             "state": self._export_state(),
@@ -358,6 +395,9 @@ class Eigensolver(abc.ABC):
         self._generator.set_state(state["generator"].to(device="cpu", dtype=torch.uint8))
         self._num_products = int(state["num_products"])
         self._num_verification_products = int(state["num_verification_products"])
+        # States of before there were units are in none.
+        unit = state.get("unit", 1.0 if self._num_products else None)
+        self._unit = None if unit is None else float(unit)
         reason = state["stop_reason"]
         self._stop_reason = None if reason is None else StopReason(reason)
         pending = state["pending"]
@@ -385,6 +425,12 @@ class Eigensolver(abc.ABC):
 
     @abc.abstractmethod
     def _ask(self) -> Tensor: ...
+
+    @abc.abstractmethod
+    def _progress(self) -> Progress: ...
+
+    @abc.abstractmethod
+    def _result(self) -> Spectrum: ...
 
     @abc.abstractmethod
     def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None: ...

@@ -493,7 +493,7 @@ class Davidson(VerifiedSolver):
         scale = max(self._space.scale, float(values.max()))
         return values, residuals, torch.tensor(self.settings.wanted, dtype=torch.int64), scale
 
-    def result(self) -> Spectrum:
+    def _result(self) -> Spectrum:
         """Return the best pairs so far; see the class for when one is called converged."""
         values, residuals, index, scale = self._measured()
         places = self._places() if len(values) else []

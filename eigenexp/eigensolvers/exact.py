@@ -257,7 +257,7 @@ class Exact(Eigensolver):
             self._solution = self._solve()  # after a load: the state is the matrix alone
         return self._solution
 
-    def progress(self) -> Progress:
+    def _progress(self) -> Progress:
         """Return the pairs once the matrix is whole; before, how much of it is gathered."""
         solution, nothing = self._solved(), torch.zeros(0, dtype=torch.float64)
         wanted = torch.tensor(self.settings.wanted)
@@ -274,7 +274,7 @@ class Exact(Eigensolver):
             phase=phase if solution is None else "done",
         )
 
-    def result(self) -> Spectrum:
+    def _result(self) -> Spectrum:
         """Return the wanted pairs, or none before the whole matrix is gathered."""
         n, tol = self.settings.n, self.settings.tol
         solution = self._solved()

@@ -440,7 +440,7 @@ class Lanczos(VerifiedSolver):
         scale = max(self._scale(), float(values.max()) if len(values) else 0.0)
         return values, residuals, torch.tensor(index, dtype=torch.int64), scale
 
-    def result(self) -> Spectrum:
+    def _result(self) -> Spectrum:
         """Return the best pairs so far; see the class for when one is called converged."""
         values, residuals, index, scale = self._measured()
         places = self._places()[0]

@@ -16,6 +16,7 @@ __all__ = [
     "error_bounds",
     "rounding_floor",
     "statuses",
+    "unit_of",
 ]
 
 
@@ -32,6 +33,37 @@ def rounding_floor(dtype: torch.dtype, n: int, product_eps: float = 0.0) -> floa
     own = float(torch.finfo(dtype).eps)
     floor = 4.0 * own * math.sqrt(math.sqrt(n))
     return max(floor, 2.0 * product_eps) if product_eps > own else floor
+
+
+def unit_of(largest: float, dtype: torch.dtype, *, squared: bool) -> float:
+    """Return the power of 4 to measure F in, so that products can be squared in their dtype.
+
+    Division by it is exact. 1 where products are near enough to 1 as they are.
+
+    Parameters
+    ----------
+    largest
+        The largest entry of a product, not 0.
+    dtype
+        Of the product.
+    squared
+        Whether it is one of F, and not of J, whose square F is.
+
+    Raises
+    ------
+    ProductError
+        When products are so small that their smaller entries are lost.
+    """
+    info = torch.finfo(dtype)
+    if largest * info.eps < info.tiny:
+        raise ProductError(
+            f"tell: expected products that {dtype} can hold, got {largest:.1e} at most, of which "
+            "smaller entries are rounded to 0; scale the model's response up, or solve in float64"
+        )
+    exponent = math.frexp(largest)[1] * (1 if squared else 2)
+    # Squares of residuals 1e-7 of the scale must be at home, too.
+    near = 30 if dtype == torch.float32 else 300
+    return 1.0 if abs(exponent) <= near else math.ldexp(1.0, 2 * (exponent // 2))
 
 
 def check_symmetric(forward: Tensor, backward: Tensor, scale: float, n: int, eps: float) -> None:

@@ -85,7 +85,7 @@ class Power(Eigensolver):
         for end, part in (("top", slice(0, split)), ("bottom", slice(split, None))):
             if self._widths[end]:
                 self._iterate(end, block[:, part], products[:, part])
-        worst = self.progress().worst
+        worst = self._progress().worst
         if worst < 0.999 * self._best:
             self._best, self._since_best = worst, 0
         else:
@@ -107,7 +107,7 @@ class Power(Eigensolver):
 
         A pair that the first start could not see shows as a wanted Ritz value that moves.
         """
-        self._verified_values = self.progress().eigenvalues
+        self._verified_values = self._progress().eigenvalues
         if all(width >= self.settings.n for width in self._widths.values() if width):
             self._stop_reason = StopReason.CONVERGED  # the blocks hold the whole space
             return
@@ -119,7 +119,7 @@ class Power(Eigensolver):
                 self._vectors[end] = torch.linalg.qr(block).Q
 
     def _finish_verification(self) -> None:
-        values, before = self.progress().eigenvalues, self._verified_values
+        values, before = self._progress().eigenvalues, self._verified_values
         if before is None:
             return
         moved = float((values - before).abs().max())
@@ -184,7 +184,7 @@ class Power(Eigensolver):
         index = [*range(self._num_top), *range(n - self._num_bottom, n)]
         return torch.cat(values), torch.cat(residuals), index
 
-    def progress(self) -> Progress:
+    def _progress(self) -> Progress:
         """Return Ritz values and true residuals of the last block."""
         values, residuals, index = self._places()
         return Progress(
@@ -200,7 +200,7 @@ class Power(Eigensolver):
     def _scale(self) -> float:
         return float(self._values["top"][0].clamp(min=0)) if "top" in self._values else 0.0
 
-    def result(self) -> Spectrum:
+    def _result(self) -> Spectrum:
         """Return the pairs of the last block, decreasing."""
         n, tol = self.settings.n, self.settings.tol
         values, residuals, index = self._places()

@@ -115,12 +115,15 @@ class RandomizedSVD(Eigensolver):
     @property
     def ritz(self) -> Ritz | None:
         """All pairs of the block, those beyond k included; None before the first product."""
-        return self._ritz
+        ritz, unit = self._ritz, self.unit
+        if ritz is None or unit == 1.0:
+            return ritz
+        return Ritz(ritz.values * unit, ritz.vectors, ritz.images * unit, ritz.residuals * unit)
 
     @property
     def missed(self) -> float | None:
         """Mean of ‖(I − QQᵀ)Fω‖ over the fresh Gaussian ω, or None before they were told."""
-        return None if self._missed is None else float(self._missed.mean())
+        return None if self._missed is None else float(self._missed.mean()) * self.unit
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -220,7 +223,7 @@ class RandomizedSVD(Eigensolver):
             return Ritz(nothing, empty, empty, nothing)
         return Ritz(ritz.values[:k], ritz.vectors[:, :k], ritz.images[:, :k], ritz.residuals[:k])
 
-    def progress(self) -> Progress:
+    def _progress(self) -> Progress:
         """Return the wanted Ritz values and their true residuals."""
         pairs = self._wanted()
         return Progress(
@@ -233,10 +236,10 @@ class RandomizedSVD(Eigensolver):
             phase=self._phase,
         )
 
-    def result(self) -> Spectrum:
+    def _result(self) -> Spectrum:
         """Return the top k pairs of the block last multiplied."""
         n, tol = self.settings.n, self.settings.tol
-        pairs, progress = self._wanted(), self.progress()
+        pairs, progress = self._wanted(), self._progress()
         floor = self.floor * progress.scale
         values, residuals = progress.eigenvalues, progress.residuals
         bounds = error_bounds(values, residuals, floor, progress.eigenindex == n - 1)
@@ -267,7 +270,8 @@ class RandomizedSVD(Eigensolver):
             )
         if bound is not None and self._missed is not None:
             notes.append(
-                f"‖(I − QQᵀ)F‖ is at most {bound:.3g}, but for a chance of 1e-{len(self._missed)}"
+                f"‖(I − QQᵀ)F‖ is at most {bound * self.unit:.3g}, but for a chance of "
+                f"1e-{len(self._missed)}"
             )
         if self._stop_reason is StopReason.UNVERIFIED:
             notes.append(

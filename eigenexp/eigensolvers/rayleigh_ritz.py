@@ -26,8 +26,9 @@ class Ritz(NamedTuple):
 def rayleigh_ritz(block: Tensor, products: Tensor, responses: Tensor | None) -> Ritz:
     """Return the Ritz pairs of span(block).
 
-    The projected problem is solved in float64. Where J V is at hand, θ = ‖Jx‖²/‖x‖²: never
-    negative, and without cancellation near zero.
+    The projected problem is solved in float64, where sums of squares are made too: those of a small
+    response underflow in float32. Where J V is at hand, θ = ‖Jx‖²/‖x‖²: never negative, and without
+    cancellation near zero.
 
     Parameters
     ----------
@@ -42,11 +43,12 @@ def rayleigh_ritz(block: Tensor, products: Tensor, responses: Tensor | None) -> 
     _, rotation = torch.linalg.eigh((projected + projected.T) / 2)
     rotation = rotation.flip(1).to(block.dtype)
     vectors, images = block @ rotation, products @ rotation
-    lengths = vectors.square().sum(0)
+    lengths = _squared_norms(vectors)
     if responses is None:
-        values = (vectors * images).sum(0) / lengths
+        measured = (vectors * images).sum(0, dtype=torch.float64)
     else:
-        values = (responses @ rotation).square().sum(0) / lengths
+        measured = _squared_norms(responses @ rotation)
+    values = (measured / lengths).to(block.dtype)
     # Measured values may leave the projected order by a rounding error.
     values, order = values.sort(descending=True, stable=True)
     vectors, images = vectors[:, order], images[:, order]
@@ -55,5 +57,11 @@ def rayleigh_ritz(block: Tensor, products: Tensor, responses: Tensor | None) -> 
 
 def with_products(values: Tensor, vectors: Tensor, images: Tensor) -> Ritz:
     """Return pairs with the residuals that ``images``, F times ``vectors``, give them."""
-    residuals = torch.linalg.vector_norm(images - vectors * values, dim=0)
-    return Ritz(values, vectors, images, residuals)
+    residuals = _squared_norms(images - vectors * values).sqrt()
+    return Ritz(values, vectors, images, residuals.to(images.dtype))
+
+
+def _squared_norms(columns: Tensor) -> Tensor:
+    """Return ‖·‖² of each column, in float64."""
+    norms: Tensor = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
+    return norms.square()

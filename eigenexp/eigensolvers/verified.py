@@ -127,7 +127,7 @@ class VerifiedSolver(Eigensolver):
         for i, (value, residual) in enumerate(self._truth.pairs):
             values[i], residuals[i] = value, residual
 
-    def progress(self) -> Progress:
+    def _progress(self) -> Progress:
         """Return Ritz values and residuals of the wanted pairs, true ones where told."""
         values, residuals, index, scale = self._measured()
         return Progress(

@@ -103,7 +103,7 @@ class StochasticPower(Power):
         if self.wants_all:
             super()._tell(block, products, responses)
             self._since_check = 0
-            worst = self.progress().worst
+            worst = self._progress().worst
             gained = worst < GAIN * self._checked_best
             self._without_gain = 0 if gained else self._without_gain + 1
             self._checked_best = min(worst, self._checked_best)

@@ -30,6 +30,27 @@ def test_3_a_small_response_does_not_stop_before_it_begins():
     assert abs(float(eig.eigendistortions.reshape(-1) @ vectors[:, 0])) > 0.99
 
 
+@pytest.mark.filterwarnings("ignore:randomized SVD is an approximation")
+@pytest.mark.parametrize("method", ["power", "exact", "randomized_svd", "auto"])
+@pytest.mark.parametrize("size", [1e-13, 1e13])
+def test_3_nor_does_float32_lose_the_squares_of_small_and_large_ones(method, size):
+    image = picture(1, 1, 6, 6).float()
+
+    def found(size):
+        model = Smooth().float()
+        eig = Eigendistortion(image, lambda x: size * model(x))
+        if method == "exact":
+            eig.synthesize(method=method)
+        else:
+            eig.synthesize(method=method, k=2, seed=0)
+        return eig.eigenvalues.double() / size**2, eig.spectrum.residuals.double() / size**2
+
+    values, residuals = found(size)
+    expected, others = found(1.0)
+    torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-6 * float(expected[0]))
+    torch.testing.assert_close(residuals, others, rtol=0.5, atol=1e-3 * float(expected[0]))
+
+
 def test_4_a_pair_that_is_not_what_it_claims_warns():
     po = pytest.importorskip("plenoptic")
     model = po.models.OnOff(31, pretrained=True, cache_filt=True).eval()
