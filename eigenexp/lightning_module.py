@@ -42,7 +42,7 @@ from eigenexp.lightning_overhead import (
     terminate,
 )
 from eigenexp.operators import AverageFisherOperator, FisherOperator
-from eigenexp.ranks import leave_at_exit, together
+from eigenexp.ranks import check_same, leave_at_exit, together
 from eigenexp.recasting import recast_solver, state_dtype
 from eigenexp.spectrum import Spectrum
 from eigenexp.team import Team, Topic
@@ -420,6 +420,8 @@ class EigendistortionModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Restore the global random state of a resumed run; keep the model in ``eval``."""
+        if self._is_distributed:
+            self._check_processes_agree()
         self._steps_directly = may_step_directly(self.trainer, self)
         self._team = team = Team(self.trainer, RESUME_ADVICE)
         team.talks = self._steps_directly and team.is_linked
@@ -435,6 +437,15 @@ class EigendistortionModule(L.LightningModule):
             if torch.cuda.is_available() and self._rng_state["cuda"]:
                 torch.cuda.set_rng_state_all(self._rng_state["cuda"])
             self._rng_state = None
+
+    def _check_processes_agree(self) -> None:
+        solver = self.solver
+        settings = {**self._settings, **self._operator_options, "parallel": self._parallel}
+        state = {
+            "settings": plain(settings),
+            "state": [solver.num_products, tensor_sha256(self.probe)],
+        }
+        check_same(self.trainer, plain(self.metadata()), state, RESUME_ADVICE)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """End the run when nothing is left to ask, with or without a stopping callback."""

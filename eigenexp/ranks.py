@@ -6,18 +6,20 @@ import atexit
 import functools
 import os
 import re
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
-from eigenexp.errors import EigenexpError
+from eigenexp.compatibility import Severity, compare_metadata
+from eigenexp.errors import EigenexpError, InputError
 
 __all__ = [
     "RankLostError",
     "agree",
+    "check_same",
     "first_rank_only",
     "is_first_rank",
     "leave_at_exit",
@@ -113,3 +115,57 @@ def agree(trainer: L.Trainer, here: bool, *, all_ranks: bool, advice: str) -> bo
         return bool(trainer.strategy.reduce_boolean_decision(here, all=all_ranks))
 
     return together(trainer, exchange, advice)
+
+
+# What to do where processes differ in it.
+_ADVICE = {
+    "model": "seed the random numbers before it is built (torch.manual_seed), or load its weights",
+    "dtype": "give every process the same trainer.precision",
+    "settings": "start every process with the same ones",
+    "state": "start every process from the same checkpoint",
+}
+
+
+def check_same(
+    trainer: L.Trainer, metadata: Mapping[str, Any], state: Mapping[str, Any], advice: str
+) -> None:
+    """Raise, in all processes, where one works on something else than the first one.
+
+    Parts of different problems would be put together to pairs of none of them.
+
+    Parameters
+    ----------
+    trainer
+        Whose processes have met.
+    metadata
+        As in a checkpoint; what would forbid to go on from the first one's is a difference.
+    state
+        Plain values by name, which are to be equal.
+
+    Raises
+    ------
+    InputError
+        Which process differs, in what, and what to do.
+    RankLostError
+        When another process is gone; ``advice`` says how to go on.
+    """
+    if trainer.world_size == 1:
+        return
+    everyone: list[Any] = [None] * trainer.world_size
+    own = dict(metadata), dict(state)
+    together(trainer, lambda: dist.all_gather_object(everyone, own), advice)
+    first, first_state = everyone[0]
+    for rank, (theirs, their_state) in enumerate(everyone):
+        differing = [name for name, value in first_state.items() if value != their_state[name]]
+        found = compare_metadata(first, theirs)
+        differing += [d.field for d in found if d.severity is Severity.HARMFUL]
+        # At another picture the output is another one too.
+        differing.sort(key="model.output".__eq__)
+        if differing:
+            hint = _ADVICE.get(
+                differing[0].partition(".")[0], "let all of them read the same files"
+            )
+            raise InputError(
+                f"{differing[0]}: expected the same in all {len(everyone)} processes, got another "
+                f"in process {rank}; {hint}"
+            )

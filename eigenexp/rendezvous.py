@@ -87,7 +87,9 @@ def _tell(key: str, text: str) -> None:
 
 def _told(key: str) -> Any:
     here = json.loads(os.environ.get(_DECIDED, "{}"))
-    if here.get("pid") == os.getppid() and key in here["decisions"]:
+    # What a scheduler runs in may have been started by a run of ours: that one's are not meant.
+    is_from_parent = here.get("pid") == os.getppid() and _scheduler() is None
+    if is_from_parent and key in here["decisions"]:
         text = here["decisions"][key]
     else:
         text = _wait_for(key)
@@ -150,11 +152,18 @@ def _meeting_place() -> Any:
 
 def _environment() -> ClusterEnvironment | None:
     """Return the environment of whoever started several processes; ``None`` where nobody did."""
+    scheduler = _scheduler()
+    if scheduler is not None:
+        return scheduler if scheduler.world_size() > 1 else None
+    return LightningEnvironment() if _is_one_of_nodes() else None
+
+
+def _scheduler() -> ClusterEnvironment | None:
     for kind in (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment):
         if kind.detect():
             environment: ClusterEnvironment = kind()
-            return environment if environment.world_size() > 1 else None
-    return LightningEnvironment() if _is_one_of_nodes() else None
+            return environment
+    return None
 
 
 def _is_one_of_nodes() -> bool:

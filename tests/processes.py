@@ -21,9 +21,9 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    kept = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    kept.pop("EIGENEXP_ROOT", None)
-    return kept
+    left = ("EIGENEXP_ROOT", "EIGENEXP_DECIDED")  # of runs within the process of the tests
+    kept = {key: value for key, value in os.environ.items() if key not in left}
+    return {**kept, "OMP_NUM_THREADS": "1", **variables}
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -176,25 +176,27 @@ def test_show_prints_table_and_paths(finished: tuple[Path, str]) -> None:
     assert run_id in run(folder, "show").stdout
 
 
-def test_a_second_fit_lands_beside_the_first(tmp_path: Path) -> None:
+def test_a_second_fit_lands_beside_the_first(in_tmp: Path) -> None:
     for _ in range(2):
-        done = run(tmp_path, "fit", *SMALL, "logger=none", "solver.tol=1e-2")
-        assert done.returncode == 0, done.stderr
-    assert len(list_runs(tmp_path / "mlruns")) == 2
+        assert main(["fit", *SMALL, "logger=none", "solver.tol=1e-2"]) == 0
+    assert len(list_runs(in_tmp / "mlruns")) == 2
 
 
-def test_resume_after_max_steps_equals_the_unbroken_run(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
+def test_resume_after_max_steps_equals_the_unbroken_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = [*SMALL, "solver=lanczos", "solver.tol=1e-6", "trainer.precision=64-true"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
-        folder.mkdir()
-    assert run(whole, "fit", *settings, "logger=none").returncode == 0
-    cut = run(broken, "fit", *settings, "logger=mlflow", "trainer.max_steps=17")
-    assert cut.returncode == 0, cut.stderr
-    assert "not every pair is proven" in cut.stdout
+    whole.mkdir()
+    monkeypatch.chdir(whole)
+    assert main(["fit", *settings, "logger=none"]) == 0
+    broken.mkdir()
+    monkeypatch.chdir(broken)
+    assert main(["fit", *settings, "logger=mlflow", "trainer.max_steps=17"]) == 0
+    assert "not every pair is proven" in capsys.readouterr().out
     run_id = only_run(broken).run_id
-    resumed = run(broken, "resume", run_id, "trainer.max_steps=100000")
-    assert resumed.returncode == 0, resumed.stderr
+    assert main(["resume", run_id, "trainer.max_steps=100000"]) == 0
     a = Spectrum.load(only_run(whole).results / "spectrum.safetensors")
     b = Spectrum.load(only_run(broken).results / "spectrum.safetensors")
     assert torch.equal(a.eigenvalues, b.eigenvalues)
@@ -429,21 +431,15 @@ def test_a_mistake_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_run_that_fails_after_it_began_is_marked_failed(tmp_path: Path) -> None:
-    done = run(
-        tmp_path,
-        "fit",
-        "model=custom",
-        "model._target_=torch.nn.Threshold",
-        "+model.threshold=2",
-        "+model.value=0",
-        "logger=mlflow",
-        *SMALL,
-    )
-    assert done.returncode == 1
-    assert "zero Jacobian" in done.stderr
-    assert only_run(tmp_path).read_record()["status"] == "FAILED"
-    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as store:
+def test_a_run_that_fails_after_it_began_is_marked_failed(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = ["model=custom", "model._target_=torch.nn.Threshold"]
+    flat += ["+model.threshold=2", "+model.value=0"]
+    assert main(["fit", *flat, "logger=mlflow", *SMALL]) == 1
+    assert "zero Jacobian" in capsys.readouterr().err
+    assert only_run(in_tmp).read_record()["status"] == "FAILED"
+    with sqlite3.connect(in_tmp / "mlruns" / "mlflow.db") as store:
         assert store.execute("select status from runs").fetchall() == [("FAILED",)]
 
 
@@ -488,20 +484,20 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
     assert found.read_record()["status"] == "FINISHED"
 
 
-def test_a_saved_target_outside_the_trusted_packages_is_not_built(tmp_path: Path) -> None:
-    done = run(tmp_path, "fit", *SMALL, "logger=none", "trainer.max_steps=3")
-    assert done.returncode == 0, done.stderr
-    checkpoint = only_run(tmp_path).checkpoints / "last.ckpt"
+def test_a_saved_target_outside_the_trusted_packages_is_not_built(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *SMALL, "logger=none", "trainer.max_steps=3"]) == 0
+    checkpoint = only_run(in_tmp).checkpoints / "last.ckpt"
     from eigenexp.checkpoints import load_checkpoint, save_checkpoint
 
     saved = load_checkpoint(checkpoint)
     trap = {"_target_": "os.system", "command": "touch executed"}
     saved["eigenexp"]["metadata"]["config"]["model"] = trap
     save_checkpoint(saved, checkpoint)
-    done = run(tmp_path, "resume", "last")
-    assert done.returncode == 1
-    assert "--trust" in done.stderr
-    assert not (tmp_path / "executed").exists()
+    assert main(["resume", "last"]) == 1
+    assert "--trust" in capsys.readouterr().err
+    assert not (in_tmp / "executed").exists()
 
 
 def test_help_is_quick_and_lists_the_groups(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def test_runs_without_a_whole_checkpoint_are_passed_over(tmp_path: Path) -> None
         assert claimed is None
 
 
+@pytest.mark.slow
 def test_the_same_command_after_kill_minus_nine_ends_bit_identically(tmp_path: Path) -> None:
     chosen = ["fit", *LONG, "logger=none", "trainer.max_steps=250", "resume=auto"]
     process = start(tmp_path, *chosen)

@@ -38,6 +38,8 @@ def srun(
 ) -> list[subprocess.Popen[str]]:
     """Start the tasks of a job as SLURM does, all of them on this machine."""
     port = str(free_port())
+    # Of a run within this process, which has nothing to do with the job.
+    decided = {"pid": os.getpid(), "decisions": {"1": '{"value": null, "problem": null}'}}
     processes = []
     for rank in range(nodes * tasks):
         variables = environment(
@@ -52,6 +54,7 @@ def srun(
             SLURM_LOCALID=str(rank % tasks),
             SLURM_PROCID=str(rank),
             MASTER_PORT=port,
+            EIGENEXP_DECIDED=json.dumps(decided),
         )
         shape = [f"trainer.num_nodes={nodes}", f"trainer.devices={tasks}"]
         processes.append(
@@ -69,7 +72,13 @@ def srun(
 
 def wait(processes: Sequence[subprocess.Popen[str]], code: int = 0) -> list[str]:
     """Wait for all; the first one's exit code is the run's."""
-    outputs = [process.communicate(timeout=150)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=150)[0] for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+            process.communicate()
+        raise
     codes = [process.returncode for process in processes]
     assert codes == [code, *[0] * (len(codes) - 1)], outputs
     return outputs

@@ -63,6 +63,7 @@ import os, sys, time
 from pathlib import Path
 from eigenexp.sweeps.resources import take_gpu
 names = sys.argv[1].split(",")
+sys.stdin.readline()
 first, again = take_gpu(names), take_gpu(names)
 assert first == again == os.environ["CUDA_VISIBLE_DEVICES"]
 Path(sys.argv[2]).write_text(first)
@@ -70,32 +71,39 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_each_process_takes_a_gpu_of_its_own_and_gives_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def take(name: str) -> tuple[subprocess.Popen[bytes], str]:
-        place = tmp_path / name
-        arguments = [sys.executable, "-c", TAKE, "4,7", str(place)]
-        process = subprocess.Popen(arguments, stdin=subprocess.PIPE)
-        deadline = time.monotonic() + 60
-        while not place.exists() or not place.read_text():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        return process, place.read_text()
+    def place(number: int) -> Path:
+        return tmp_path / str(number)
 
-    first, gpu_of_first = take("first")
-    second, gpu_of_second = take("second")
-    assert {gpu_of_first, gpu_of_second} == {"4", "7"}
-    third, shared = take("third")
-    assert shared in ("4", "7")
-    first.kill()
-    first.communicate()
-    fourth, freed = take("fourth")
-    assert freed == gpu_of_first
-    for process in (second, third, fourth):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TAKE, "4,7", str(place(number))],
+            stdin=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for number in range(4)
+    ]
+
+    def take(number: int) -> str:
+        stdin = processes[number].stdin
+        assert stdin is not None
+        stdin.write("now\n")
+        wait_for(lambda: place(number).exists() and place(number).read_text(), processes[number])
+        return place(number).read_text()
+
+    gpus = take(0), take(1)
+    assert set(gpus) == {"4", "7"}
+    assert take(2) in gpus
+    processes[0].kill()
+    processes[0].communicate()
+    assert take(3) == gpus[0]
+    for process in processes[1:]:
         process.communicate()
         assert process.returncode == 0
 

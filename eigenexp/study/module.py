@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from eigenexp.checkpoints import check_metadata, checkpoint_metadata, model_fingerprint
+from eigenexp.checkpoints import check_metadata, checkpoint_metadata, model_fingerprint, plain
 from eigenexp.eigensolvers import check_settings, make_solver
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError
 from eigenexp.images import Picture
@@ -26,7 +26,7 @@ from eigenexp.lightning_module import (
 )
 from eigenexp.operators import BatchedFisherOperator, FisherOperator
 from eigenexp.operators.batched import pictures_at_once
-from eigenexp.ranks import RankLostError, agree, leave_at_exit
+from eigenexp.ranks import RankLostError, agree, check_same, leave_at_exit
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
 from eigenexp.study.folder import StudyFolder
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 # What one step takes at least. Under several processes: they meet once a step. On one: Lightning's
 # own third of a millisecond a step is then next to nothing.
 _SLICE_OF_MANY, _SLICE_OF_ONE = 1.0, 0.02
+_AGAIN = "finished pictures are kept: fit again with the same folder to go on"
 
 
 class StudyModule(L.LightningModule):
@@ -197,6 +198,9 @@ class StudyModule(L.LightningModule):
         self._session, problem = trainer.strategy.broadcast((session, problem))
         if problem:
             raise InputError(problem)
+        if trainer.world_size > 1:
+            metadata, state = self._problem(device)
+            check_same(trainer, metadata, state, _AGAIN)
         self._plan = cast("dict[str, Any]", self.folder.read_plan())
         self._solve = SolveSettings(
             solver=self._settings,
@@ -258,15 +262,7 @@ class StudyModule(L.LightningModule):
             )
         picture, operator = self._first_usable(device)
         make_solver(operator, **self._settings)  # a wrong setting is one error, not one a picture
-        response = operator.jacobian.response
-        metadata = checkpoint_metadata(
-            model=model_fingerprint(self.model, picture.tensor.to(device), response),
-            picture=picture.record,
-            dtype=dtype,
-            device=device,
-            solver=self._settings,
-            **self.run_metadata,
-        )
+        metadata = self._metadata(picture, operator)
         if before is not None:
             check_metadata(
                 before["metadata"], metadata, force=self.force_resume, intended=("config",)
@@ -285,6 +281,26 @@ class StudyModule(L.LightningModule):
                 "metadata": metadata,
             }
         )
+
+    def _metadata(self, picture: Picture, operator: FisherOperator) -> dict[str, Any]:
+        device, response = operator.device, operator.jacobian.response
+        return checkpoint_metadata(
+            model=model_fingerprint(self.model, picture.tensor.to(device), response),
+            picture=picture.record,
+            dtype=operator.dtype,
+            device=device,
+            solver=self._settings,
+            **self.run_metadata,
+        )
+
+    def _problem(self, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what must be the same in all processes, as far as this one can read it."""
+        state = {"settings": plain({**self._settings, **self._operator_options})}
+        state["pictures"] = [source.name for source in self._sources]
+        try:
+            return plain(self._metadata(*self._first_usable(device))), state
+        except EigenexpError:
+            return {}, {**state, "pictures": "none of them usable"}
 
     def _first_usable(self, device: torch.device) -> tuple[Picture, FisherOperator]:
         """Return the first picture that can be solved; the others get their errors in their turn.
@@ -418,7 +434,7 @@ class StudyModule(L.LightningModule):
                 self.trainer,
                 not self._has_work(),
                 all_ranks=True,
-                advice="finished pictures are kept: fit again with the same folder to go on",
+                advice=_AGAIN,
             )
         except RankLostError:
             self._save()
@@ -481,7 +497,7 @@ class StudyModule(L.LightningModule):
     def on_train_end(self) -> None:
         """Save what is in progress; write the tables."""
         self._save()
-        agree(self.trainer, True, all_ranks=True, advice="fit again with the same folder")
+        agree(self.trainer, True, all_ranks=True, advice=_AGAIN)
         leave_at_exit()
         if self.trainer.is_global_zero:
             write_tables(self.folder.path, table_rows(self.folder.records()))

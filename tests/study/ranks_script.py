@@ -1,6 +1,7 @@
 """Fit a study, a mean and a block of columns on as many processes as asked; started by tests.
 
 python -m tests.study.ranks_script DEVICES FOLDER [KIND ...] [--steps N] [--slow S] [--hooked]
+    [--differ]
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import lightning as L
 import torch
 
 import eigenexp as ee
+from eigenexp.errors import InputError
 from eigenexp.team import talks
 from tests.study.conftest import Small
 
@@ -40,6 +43,46 @@ def build(kind: str, folder: Path) -> Any:
         settings = {"method": "power", "k": 3, "which": "top", "tol": 1e-6}
         return ee.EigendistortionModule(model, pictures[:1], parallel="columns", **settings)
     return ee.AverageModule(model, pictures, method="auto", k=2, tol=1e-8)
+
+
+def differing(folder: Path) -> Iterator[Any]:
+    """Yield modules that are not the same in all processes, each in its own respect."""
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    for kind in KINDS:
+        module = build(kind, folder)
+        with torch.no_grad():
+            module.model.filters.weight += rank
+        yield module
+    pictures = torch.full((1, 1, 6, 6), 0.5 + rank / 10, dtype=torch.float64)
+    yield ee.EigendistortionModule(Small(), pictures, parallel="columns", method="power")
+    yield ee.EigendistortionModule(Small(), pictures[:1] * 0 + 0.5, method="power", seed=rank)
+    count = 3 + rank
+    yield ee.StudyModule(Small(), pictures[:1].expand(count, -1, -1, -1), folder / "other")
+
+
+def fit_differing(devices: int, folder: Path) -> None:
+    """Fit each, and print what the first process is told."""
+    for module in differing(folder):
+        trainer = L.Trainer(
+            accelerator="cpu",
+            precision="64-true",
+            devices=devices,
+            strategy="ddp",
+            max_epochs=-1,
+            max_steps=20,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(module)
+        except InputError as error:
+            message = f"told: {error}"
+        else:
+            message = f"told nothing: {type(module).__name__}"
+        if trainer.is_global_zero:
+            print(message)
 
 
 class Slow(L.Callback):
@@ -75,9 +118,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=-1)
     parser.add_argument("--slow", type=float, default=0.0)
     parser.add_argument("--hooked", action="store_true")
+    parser.add_argument("--differ", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
+    if options.differ:
+        fit_differing(options.devices, options.folder)
+        return
     for kind in options.kinds:
         module = build(kind, options.folder)
         slow = Slow(options.folder, options.slow)

@@ -84,6 +84,16 @@ def test_a_fit_on_some_processes_goes_on_on_others(
     assert_same(tmp_path, alone)
 
 
+def test_processes_that_do_not_solve_the_same_are_refused(tmp_path: Path) -> None:
+    process = start(2, tmp_path, "--differ")
+    output, _ = process.communicate(timeout=200)
+    told = [line for line in output.splitlines() if line.startswith("told")]
+    assert process.returncode == 0, output
+    names = [*["model.weights_sha256"] * 3, "picture.sha256", "settings", "pictures"]
+    assert [line.split(": ")[1] for line in told] == names, output
+    assert all("in process 1; " in line for line in told)
+
+
 def session(group: int) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():

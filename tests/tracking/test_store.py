@@ -24,6 +24,7 @@ print(run_id)
 """
 
 
+@pytest.mark.slow
 def test_eight_runs_at_once_into_one_fresh_store(tmp_path):
     command = [sys.executable, "-c", EIGHT, str(tmp_path / "mlruns")]
     running = [
