@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ROOT ?= mlruns
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check format clean
+.PHONY: help demo test coverage slow check format clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -37,6 +37,9 @@ demo: $(VENV)/.installed ## Find the distortions OnOff feels most and least in a
 
 test: $(VENV)/.installed-test check ## Run the checks and the test suite
 	@echo "running the tests"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+coverage: $(VENV)/.installed-test ## Run the test suite and measure what it covers (half as long again)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term
 
 slow: $(VENV)/.installed-slow ## Run the tests that take minutes
