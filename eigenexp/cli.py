@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eigenexp.console import printable, say
+from eigenexp.console import printable, say, tell_error
 from eigenexp.console import quiet as _quiet
 from eigenexp.errors import EigenexpError, RunNotFoundError
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except EigenexpError as error:
-        print(f"eigenexp: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        tell_error(error)
         return 1
     except KeyboardInterrupt:
         print("eigenexp: interrupted", file=sys.stderr)

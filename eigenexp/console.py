@@ -7,7 +7,9 @@ import sys
 import warnings
 from collections.abc import Collection, Sequence
 
-__all__ = ["aligned", "printable", "quiet", "say"]
+from eigenexp.errors import EigenexpError
+
+__all__ = ["aligned", "printable", "quiet", "say", "tell_error"]
 
 
 def printable(text: str) -> str:
@@ -33,6 +35,17 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
     ]
 
 
+def tell_error(error: EigenexpError) -> None:
+    """Print the one line of an error; where all processes have the same, the first one does."""
+    if _speaks_for_all() or not error.in_all_processes:
+        print(f"eigenexp: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+
+
+def _speaks_for_all() -> bool:
+    ranks = sys.modules.get("eigenexp.ranks")  # where nobody asked, this process is alone
+    return ranks is None or bool(ranks.is_first_rank())
+
+
 def quiet() -> None:
     """Leave the screen to the run: libraries imported so far speak up only in trouble.
 
@@ -41,8 +54,7 @@ def quiet() -> None:
     """
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:
-        ranks = sys.modules.get("eigenexp.ranks")  # where nobody asked, this process is alone
-        if ranks is None or ranks.is_first_rank():
+        if _speaks_for_all():
             print(f"eigenexp: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
     warnings.showwarning = tell

@@ -21,7 +21,15 @@ __all__ = [
 
 
 class EigenexpError(Exception):
-    """Base of every error that tells the user what to change."""
+    """Base of every error that tells the user what to change.
+
+    Attributes
+    ----------
+    in_all_processes
+        Whether every process of a run raises it: the command line of the first one tells.
+    """
+
+    in_all_processes = False
 
 
 class InputError(EigenexpError, ValueError):

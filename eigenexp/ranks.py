@@ -21,6 +21,7 @@ __all__ = [
     "agree",
     "check_same",
     "first_rank_only",
+    "in_all_processes",
     "is_first_rank",
     "leave_at_exit",
     "lost",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=EigenexpError)
 P = ParamSpec("P")
 
 # How the back ends of torch.distributed say it; they raise plain RuntimeErrors.
@@ -53,6 +55,12 @@ def first_rank_only(function: Callable[P, T]) -> Callable[P, T | None]:
         return function(*args, **kwargs) if is_first_rank() else None
 
     return called
+
+
+def in_all_processes(error: E) -> E:
+    """Mark an error that every process raises, so that only the first one's is shown."""
+    error.in_all_processes = True
+    return error
 
 
 def leave_at_exit() -> None:
@@ -165,7 +173,9 @@ def check_same(
             hint = _ADVICE.get(
                 differing[0].partition(".")[0], "let all of them read the same files"
             )
-            raise InputError(
-                f"{differing[0]}: expected the same in all {len(everyone)} processes, got another "
-                f"in process {rank}; {hint}"
+            raise in_all_processes(
+                InputError(
+                    f"{differing[0]}: expected the same in all {len(everyone)} processes, got "
+                    f"another in process {rank}; {hint}"
+                )
             )

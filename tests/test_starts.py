@@ -254,3 +254,32 @@ def test_a_rank_without_a_meeting_place_is_told_so(tmp_path: Path) -> None:
     assert done.stderr.startswith("eigenexp: rank: expected a process started by Lightning")
     assert len(done.stderr.splitlines()) == 1
     assert "LOCAL_RANK" not in os.environ
+
+
+UNSEEDED = """
+import torch
+
+class Unseeded(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.filters = torch.nn.Conv2d(1, 4, 5)
+
+    def forward(self, x):
+        return self.filters(x).tanh()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["columns", "pictures"])
+def test_a_model_without_a_seed_is_told_in_one_line(
+    kind: str, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "unseeded.py").write_text(UNSEEDED)
+    many = ["image=folder", f"image.path={photos}", "logger=none"]
+    settings = COLUMNS if kind == "columns" else many
+    model = ["model=custom", "model._target_=unseeded.Unseeded", "trainer.devices=2"]
+    done = run(tmp_path, "fit", *COMMON, *settings, *model, PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("eigenexp: model.weights_sha256: expected the same in all 2")
+    assert only_run(tmp_path).read_record()["status"] == "FAILED"

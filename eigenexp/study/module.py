@@ -26,7 +26,13 @@ from eigenexp.lightning_module import (
 )
 from eigenexp.operators import BatchedFisherOperator, FisherOperator
 from eigenexp.operators.batched import pictures_at_once
-from eigenexp.ranks import RankLostError, agree, check_same, leave_at_exit
+from eigenexp.ranks import (
+    RankLostError,
+    agree,
+    check_same,
+    in_all_processes,
+    leave_at_exit,
+)
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
 from eigenexp.study.folder import StudyFolder
@@ -197,7 +203,7 @@ class StudyModule(L.LightningModule):
                     raise
         self._session, problem = trainer.strategy.broadcast((session, problem))
         if problem:
-            raise InputError(problem)
+            raise in_all_processes(InputError(problem))
         if trainer.world_size > 1:
             metadata, state = self._problem(device)
             check_same(trainer, metadata, state, _AGAIN)
