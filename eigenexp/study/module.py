@@ -14,18 +14,14 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from eigenexp.checkpoints import check_metadata, checkpoint_metadata, model_fingerprint, plain
-from eigenexp.eigensolvers import check_settings, make_solver
+from eigenexp.eigensolvers import check_settings
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError
-from eigenexp.images import Picture
 from eigenexp.lightning_module import (
     ProbeSteps,
     check_trainer,
     is_double,
     operator_settings,
 )
-from eigenexp.operators import BatchedFisherOperator, FisherOperator
-from eigenexp.operators.batched import pictures_at_once
 from eigenexp.ranks import (
     RankLostError,
     agree,
@@ -36,6 +32,7 @@ from eigenexp.ranks import (
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
 from eigenexp.study.folder import StudyFolder
+from eigenexp.study.planning import Planner
 from eigenexp.study.sources import PictureSource, picture_sources
 from eigenexp.study.table import table_rows, write_tables
 
@@ -191,12 +188,25 @@ class StudyModule(L.LightningModule):
         # All processes work where the first one does.
         self.folder = StudyFolder(trainer.strategy.broadcast(str(self.folder.path)))
         self._sources = self._find_sources(dtype)
+        planner = Planner(
+            self.model,
+            self._sources,
+            device,
+            self._settings,
+            self._operator_options,
+            self.run_metadata,
+        )
         session, problem = "", ""
         if trainer.is_global_zero:
             session = uuid.uuid4().hex[:12]
             try:
                 self.folder.clean()
-                self._make_plan(dtype, device)
+                planner.plan(
+                    self.folder,
+                    batch_size=self._batch_size,
+                    cohort=self._cohort_size,
+                    force=self.force_resume,
+                )
             except EigenexpError as error:
                 problem = " ".join(str(error).split())
                 if trainer.world_size == 1:
@@ -205,8 +215,7 @@ class StudyModule(L.LightningModule):
         if problem:
             raise in_all_processes(InputError(problem))
         if trainer.world_size > 1:
-            metadata, state = self._problem(device)
-            check_same(trainer, metadata, state, _AGAIN)
+            check_same(trainer, *planner.problem(), _AGAIN)
         self._plan = cast("dict[str, Any]", self.folder.read_plan())
         self._solve = SolveSettings(
             solver=self._settings,
@@ -248,115 +257,6 @@ class StudyModule(L.LightningModule):
             check_settings(shape, dtype, **self._settings)
             return
         raise first or InputError("pictures: expected at least one, got none")
-
-    def _make_plan(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Decide what all processes go by, or check the plan of a study that goes on."""
-        names = [{"name": s.name, "where": s.where} for s in self._sources]
-        before = self.folder.read_plan()
-        if before is not None and before["pictures"] != names:
-            raise CheckpointError(
-                f"{self.folder.path}: expected a study of these {len(names)} pictures, got one of "
-                f"{len(before['pictures'])} others; choose another folder, or pass its pictures"
-            )
-        # Defaults are left out, so that a study of an older version has none but these.
-        chosen = sorted(self._operator_options.items())
-        options = {name: str(value) for name, value in chosen if value not in ("auto", None, False)}
-        if before is not None and before.get("operator", {}) != options:
-            raise CheckpointError(
-                f"{self.folder.path}: expected the operator's options that this study began with, "
-                f"{before.get('operator', {})}, got {options}; begin a new study to change them"
-            )
-        picture, operator = self._first_usable(device)
-        make_solver(operator, **self._settings)  # a wrong setting is one error, not one a picture
-        metadata = self._metadata(picture, operator)
-        if before is not None:
-            check_metadata(
-                before["metadata"], metadata, force=self.force_resume, intended=("config",)
-            )
-            return
-        size = self._choose_batch(operator, picture, device)
-        self.folder.write_plan(
-            {
-                "pictures": names,
-                "batch_size": size,
-                "cohort": self._cohort_size,
-                "route": operator.route
-                if size > 1
-                else self._operator_options.get("route", "auto"),
-                "operator": options,
-                "metadata": metadata,
-            }
-        )
-
-    def _metadata(self, picture: Picture, operator: FisherOperator) -> dict[str, Any]:
-        device, response = operator.device, operator.jacobian.response
-        return checkpoint_metadata(
-            model=model_fingerprint(self.model, picture.tensor.to(device), response),
-            picture=picture.record,
-            dtype=operator.dtype,
-            device=device,
-            solver=self._settings,
-            **self.run_metadata,
-        )
-
-    def _problem(self, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what must be the same in all processes, as far as this one can read it."""
-        state = {"settings": plain({**self._settings, **self._operator_options})}
-        state["pictures"] = [source.name for source in self._sources]
-        try:
-            return plain(self._metadata(*self._first_usable(device))), state
-        except EigenexpError:
-            return {}, {**state, "pictures": "none of them usable"}
-
-    def _first_usable(self, device: torch.device) -> tuple[Picture, FisherOperator]:
-        """Return the first picture that can be solved; the others get their errors in their turn.
-
-        Raises
-        ------
-        EigenexpError
-            What is wrong with the first one, when none can.
-        """
-        first: EigenexpError | None = None
-        for source in self._sources:
-            try:
-                picture = source.load()
-                image = picture.tensor.to(device)
-                return picture, FisherOperator(self.model, image, **self._operator_options)
-            except EigenexpError as error:
-                first = first or error
-        raise first or InputError("pictures: expected at least one, got none")
-
-    def _choose_batch(
-        self, operator: FisherOperator, picture: Picture, device: torch.device
-    ) -> int:
-        """Return how many pictures go in one pass; 1 unless the model proves to treat them apart.
-
-        The proof is made once, on the first pictures of one shape.
-        """
-        wanted = self._batch_size
-        size = (
-            pictures_at_once(operator.jacobian.width, operator.dtype, operator.device)
-            if isinstance(wanted, str)
-            else wanted
-        )
-        size = min(size, len(self._sources))
-        if size < 2:
-            return 1
-        images = [picture.tensor.to(device)]
-        for source in self._sources:
-            if len(images) == size:
-                break
-            try:
-                image = source.load().tensor.to(device)
-            except EigenexpError:
-                continue
-            if image.shape == images[0].shape and not torch.equal(image, images[0]):
-                images.append(image)
-        if len(images) < 2:
-            return 1
-        options = {**self._operator_options, "route": operator.route}
-        batch = BatchedFisherOperator(self.model, images, **options)
-        return size if batch.one_pass else 1
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return an optimizer that counts turns."""
