@@ -38,7 +38,11 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
 def tell_error(error: EigenexpError) -> None:
     """Print the one line of an error; where all processes have the same, the first one does."""
     if _speaks_for_all() or not error.in_all_processes:
-        print(f"eigenexp: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        _tell(error)
+
+
+def _tell(message: object) -> None:
+    print(f"eigenexp: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _speaks_for_all() -> bool:
@@ -55,7 +59,7 @@ def quiet() -> None:
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:
         if _speaks_for_all():
-            print(f"eigenexp: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+            _tell(message)
 
     warnings.showwarning = tell
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -21,6 +21,7 @@ __all__ = [
     "agree",
     "check_same",
     "first_rank_only",
+    "gather",
     "in_all_processes",
     "is_first_rank",
     "leave_at_exit",
@@ -58,13 +59,14 @@ def first_rank_only(function: Callable[P, T]) -> Callable[P, T | None]:
 
 
 def in_all_processes(error: E) -> E:
-    """Mark an error that every process raises, so that only the first one's is shown."""
+    """Mark an error that every process raises: the first one tells it, and all leave in order."""
+    leave_at_exit()
     error.in_all_processes = True
     return error
 
 
 def leave_at_exit() -> None:
-    """Let this process leave the others when it exits, after a fit that ended in order.
+    """Let this process leave the others when it exits, after a fit that ended in order for all.
 
     Where nobody does, threads of gloo that let go of a collective's tensors while the interpreter
     is shutting down abort the process: a few in a hundred runs end with code 134.
@@ -125,6 +127,19 @@ def agree(trainer: L.Trainer, here: bool, *, all_ranks: bool, advice: str) -> bo
     return together(trainer, exchange, advice)
 
 
+def gather(trainer: L.Trainer, own: Any, advice: str) -> list[Any]:
+    """Return what each of several processes passes, in the order of ranks.
+
+    Raises
+    ------
+    RankLostError
+        When another process is gone.
+    """
+    everything = [own] * trainer.world_size
+    together(trainer, lambda: dist.all_gather_object(everything, own), advice)
+    return everything
+
+
 # What to do where processes differ in it.
 _ADVICE = {
     "model": "seed the random numbers before it is built (torch.manual_seed), or load its weights",
@@ -144,7 +159,7 @@ def check_same(
     Parameters
     ----------
     trainer
-        Whose processes have met.
+        Whose several processes have met.
     metadata
         As in a checkpoint; what would forbid to go on from the first one's is a difference.
     state
@@ -157,11 +172,7 @@ def check_same(
     RankLostError
         When another process is gone; ``advice`` says how to go on.
     """
-    if trainer.world_size == 1:
-        return
-    everyone: list[Any] = [None] * trainer.world_size
-    own = dict(metadata), dict(state)
-    together(trainer, lambda: dist.all_gather_object(everyone, own), advice)
+    everyone = gather(trainer, (dict(metadata), dict(state)), advice)
     first, first_state = everyone[0]
     for rank, (theirs, their_state) in enumerate(everyone):
         differing = [name for name, value in first_state.items() if value != their_state[name]]

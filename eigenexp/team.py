@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any
 
 import lightning as L
 import torch.distributed as dist
 from torch import Tensor
 
 from eigenexp.links import Links, LostError
-from eigenexp.ranks import lost, together
+from eigenexp.ranks import gather, lost, together
 
 __all__ = ["Team", "Topic", "any_process", "talks"]
 
@@ -55,7 +54,9 @@ class Team:
         self._rank, self._size = trainer.global_rank, trainer.world_size
         self._links: Links | None = None
         if 1 < self._size <= _MOST_LINKED and dist.get_backend() == "gloo":
-            self._links = Links.connect(self._rank, self._size, self._gather)
+            self._links = Links.connect(
+                self._rank, self._size, lambda own: gather(trainer, own, advice)
+            )
         self.talks = False
         self._saying = self._heard = Topic(0)
         self._is_terminated = False
@@ -146,11 +147,6 @@ class Team:
         self._heard = saying
         for note in notes:
             self._heard |= Topic(note)
-
-    def _gather(self, own: Any) -> list[Any]:
-        everything = [own] * self._size
-        together(self._trainer, lambda: dist.all_gather_object(everything, own), self._advice)
-        return everything
 
     # -- what is said ----------------------------------------------------------------------------
 

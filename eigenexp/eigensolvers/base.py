@@ -263,12 +263,12 @@ class Eigensolver(abc.ABC):
                     f"tell: expected products that {self.dtype} can hold, got 0 for a response "
                     "that is not; scale the model's response up, or solve in float64"
                 )
-        if self._unit in (None, 1.0):
+        if self.unit == 1.0:
             return products, responses
-        root = math.sqrt(self._unit)
+        root = math.sqrt(self.unit)
         if responses is not None:
             responses = responses / root
-        return products / (self._unit if is_square else root), responses
+        return products / (self.unit if is_square else root), responses
 
     def _check_products(self, products: Tensor, block: Tensor) -> None:
         # "jacobian" and "adjoint" requests change the first dimension; only b is fixed then.
@@ -330,13 +330,13 @@ class Eigensolver(abc.ABC):
     def progress(self) -> Progress:
         """Return Ritz values and residuals of the wanted pairs; costs no product."""
         progress = self._progress()
-        if self._unit in (None, 1.0):
+        if self.unit == 1.0:
             return progress
         return replace(
             progress,
-            eigenvalues=progress.eigenvalues * self._unit,
-            residuals=progress.residuals * self._unit,
-            scale=progress.scale * self._unit,
+            eigenvalues=progress.eigenvalues * self.unit,
+            residuals=progress.residuals * self.unit,
+            scale=progress.scale * self.unit,
         )
 
     def result(self) -> Spectrum:
@@ -346,7 +346,7 @@ class Eigensolver(abc.ABC):
         ``converged``.
         """
         spectrum = self._result()
-        return spectrum if self._unit in (None, 1.0) else spectrum.times(self._unit)
+        return spectrum if self.unit == 1.0 else spectrum.times(self.unit)
 
     # -- state ---------------------------------------------------------------------------------
 

@@ -26,9 +26,8 @@ class Ritz(NamedTuple):
 def rayleigh_ritz(block: Tensor, products: Tensor, responses: Tensor | None) -> Ritz:
     """Return the Ritz pairs of span(block).
 
-    The projected problem is solved in float64, where sums of squares that underflow in float32 are
-    made too. Where J V is at hand, θ = ‖Jx‖²/‖x‖²: never negative, and without
-    cancellation near zero.
+    The projected problem is solved in float64, and so are squares summed that underflow in float32.
+    Where J V is at hand, θ = ‖Jx‖²/‖x‖²: never negative, and without cancellation near zero.
 
     Parameters
     ----------

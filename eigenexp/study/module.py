@@ -196,6 +196,8 @@ class StudyModule(L.LightningModule):
             self._operator_options,
             self.run_metadata,
         )
+        # In all of them at once: the first one plans by the same picture.
+        own = planner.problem() if trainer.world_size > 1 else None
         session, problem = "", ""
         if trainer.is_global_zero:
             session = uuid.uuid4().hex[:12]
@@ -214,8 +216,8 @@ class StudyModule(L.LightningModule):
         self._session, problem = trainer.strategy.broadcast((session, problem))
         if problem:
             raise in_all_processes(InputError(problem))
-        if trainer.world_size > 1:
-            check_same(trainer, *planner.problem(), _AGAIN)
+        if own is not None:
+            check_same(trainer, *own, _AGAIN)
         self._plan = cast("dict[str, Any]", self.folder.read_plan())
         self._solve = SolveSettings(
             solver=self._settings,
