@@ -25,8 +25,8 @@ import torch
 
 from eigenexp import Eigendistortion
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "eigendistortion"))
-from plenoptic_models import MODELS
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.compat.plenoptic_models import MODELS
 
 POWER = {"method": "power", "stop_criterion": 0.0}
 METHODS = {

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tracking import SETTINGS, problem, verdict
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "tracking"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 STEPS = 200
 
@@ -70,7 +70,7 @@ def solve(
 
 def missing(root: Path, uri: str | None, run_id: str, steps: list[int]) -> str:
     """Send what waits; return what the store lacks or has twice, in words."""
-    from eigenexp.checkpoints import verify_checkpoint
+    from eigenexp.checkpoints.files import verify_checkpoint
     from eigenexp.tracking import Store, download_checkpoint, sync
 
     end = time.monotonic() + 120
@@ -95,7 +95,7 @@ def judge(name: str, lacking: str, note: str) -> bool:
 
 def server_cases(home: Path) -> Iterator[bool]:
     """Server dead at the start, dying on the way, and coming back before the end."""
-    from conftest import Server, Switch
+    from tests.tracking.conftest import Server, Switch
 
     (home / "server").mkdir()
     server = Server(home / "server")
@@ -156,7 +156,7 @@ def disk_cases(home: Path) -> Iterator[bool]:
             lacking or ("stored on a full disk?" if stored else ""),
             f"finished, {len(steps)} of {len(steps)} points, checkpoint there after sync",
         )
-    from eigenexp.checkpoints import find_checkpoint, verify_checkpoint
+    from eigenexp.checkpoints.files import find_checkpoint, verify_checkpoint
 
     with small_disk(home / "full", "4m"):
         root, filler = home / "full", home / "full" / "filler"

@@ -236,7 +236,7 @@ def exchange_rank(sizes: list[int], folder: str, rank: int) -> None:
     """
     import torch.distributed as dist
 
-    from eigenexp.links import Links
+    from eigenexp.distributed.links import Links
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -401,7 +401,7 @@ def growth() -> dict[str, int]:
 def cost() -> list[dict[str, Any]]:
     """Print the constants of the cost model, and what it makes of them."""
     import eigenexp as ee
-    from eigenexp.config import compose_config
+    from eigenexp.experiments.config import compose_config
 
     torch.set_num_threads(1)
     facts: dict[str, Any] = {}

@@ -35,7 +35,7 @@ def live(root: Path, folder: Path, run_id: str | None, steps: int, pause: float)
     from lightning.pytorch.loggers import TensorBoardLogger
 
     import eigenexp as ee
-    from eigenexp.checkpoints import find_checkpoint
+    from eigenexp.checkpoints.files import find_checkpoint
     from eigenexp.errors import CheckpointError
 
     class Slow(ee.EigendistortionModule):
@@ -211,7 +211,7 @@ def problems_of(root: Path, folder: Path, run_id: str, truth: Path) -> list[str]
     """Compare a run that was killed again and again with the one nobody disturbed."""
     import torch
 
-    from eigenexp.checkpoints import find_checkpoint
+    from eigenexp.checkpoints.files import find_checkpoint
     from eigenexp.tracking import download_checkpoint, local_store, sync
     from eigenexp.tracking.spool import find_spools
 

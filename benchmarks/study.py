@@ -222,8 +222,8 @@ def bar_batch(options: argparse.Namespace) -> bool:
     import torch
 
     import eigenexp as ee
-    from eigenexp.study import Cohort, picture_sources
-    from eigenexp.study.cohort import SolveSettings
+    from eigenexp.pictures.sources import picture_sources
+    from eigenexp.study.cohort import Cohort, SolveSettings
 
     torch.set_num_threads(1)
     images = pictures(8, 32)
@@ -291,7 +291,7 @@ def equal_studies(first: Path, second: Path) -> bool:
     """Whether two studies hold the same results bit for bit."""
     import torch
 
-    from eigenexp.study import StudyFolder
+    from eigenexp.study.folder import StudyFolder
 
     a, b = StudyFolder(first), StudyFolder(second)
     return set(a.records()) == set(b.records()) and all(

@@ -160,8 +160,8 @@ def slow_server(folder: Path, delay: float) -> Iterator[str | None]:
     if not delay:
         yield None
         return
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "tracking"))
-    from conftest import Server, Switch
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.tracking.conftest import Server, Switch
 
     (folder / "server").mkdir()
     server = Server(folder / "server")

@@ -12,41 +12,51 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AtomicCheckpointIO": "eigenexp.checkpoints",
+    "AtomicCheckpointIO": "eigenexp.checkpoints.lightning_io",
     "AverageFisherOperator": "eigenexp.operators",
-    "AverageModule": "eigenexp.study",
+    "AverageModule": "eigenexp.modules.average",
     "BatchedFisherOperator": "eigenexp.operators",
     "ConvergenceLogging": "eigenexp.callbacks",
     "ConvergenceStopping": "eigenexp.callbacks",
     "DenseOperator": "eigenexp.operators",
     "DistortionPictures": "eigenexp.callbacks",
-    "Eigendistortion": "eigenexp.eigendistortion",
-    "EigendistortionModule": "eigenexp.lightning_module",
+    "Eigendistortion": "eigenexp.compat.eigendistortion",
+    "EigendistortionModule": "eigenexp.modules.eigendistortion",
     "EigenexpError": "eigenexp.errors",
     "FisherOperator": "eigenexp.operators",
     "GracefulStop": "eigenexp.callbacks",
     "JacobianOperator": "eigenexp.operators",
-    "LoadWarning": "eigenexp.eigendistortion",
+    "LoadWarning": "eigenexp.compat.eigendistortion",
     "MLflowLogger": "eigenexp.tracking",
     "PairStatus": "eigenexp.spectrum",
-    "Picture": "eigenexp.images",
+    "Picture": "eigenexp.pictures.picture",
     "ResultFiles": "eigenexp.callbacks",
     "SolverCheckpoint": "eigenexp.callbacks",
     "SolverProgressBar": "eigenexp.callbacks",
     "Spectrum": "eigenexp.spectrum",
     "StopReason": "eigenexp.spectrum",
-    "StudyModule": "eigenexp.study",
-    "examine_saved_synthesis": "eigenexp.eigendistortion",
-    "load_picture": "eigenexp.images",
-    "remove_grad": "eigenexp.eigendistortion",
+    "StudyModule": "eigenexp.modules.study",
+    "examine_saved_synthesis": "eigenexp.compat.eigendistortion",
+    "load_picture": "eigenexp.pictures.picture",
+    "remove_grad": "eigenexp.compat.eigendistortion",
     "report_from": "eigenexp.report",
-    "set_seed": "eigenexp.eigendistortion",
+    "set_seed": "eigenexp.compat.eigendistortion",
     "solve": "eigenexp.eigensolvers",
-    "validate_image": "eigenexp.eigendistortion",
-    "validate_model": "eigenexp.eigendistortion",
+    "validate_image": "eigenexp.compat.eigendistortion",
+    "validate_model": "eigenexp.compat.eigendistortion",
     "write_report": "eigenexp.report",
 }
-_MODULES = ("eigensolvers", "images", "models", "operators", "plots", "report", "study", "tracking")
+_MODULES = {
+    "eigensolvers": "eigenexp.eigensolvers",
+    "images": "eigenexp.pictures",
+    "models": "eigenexp.models",
+    "operators": "eigenexp.operators",
+    "pictures": "eigenexp.pictures",
+    "plots": "eigenexp.plots",
+    "report": "eigenexp.report",
+    "study": "eigenexp.study",
+    "tracking": "eigenexp.tracking",
+}
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
 
@@ -55,7 +65,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"eigenexp.{name}")
+        value = importlib.import_module(_MODULES[name])
     else:
         raise AttributeError(f"module 'eigenexp' has no attribute {name!r}")
     globals()[name] = value

@@ -46,7 +46,9 @@ def _tell(message: object) -> None:
 
 
 def _speaks_for_all() -> bool:
-    ranks = sys.modules.get("eigenexp.ranks")  # where nobody asked, this process is alone
+    ranks = sys.modules.get(
+        "eigenexp.distributed.ranks"
+    )  # where nobody asked, this process is alone
     return ranks is None or bool(ranks.is_first_rank())
 
 

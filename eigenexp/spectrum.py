@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from eigenexp.atomic import write_atomic
 from eigenexp.errors import CheckpointError, InputError
+from eigenexp.storage.atomic import write_atomic
 
 __all__ = ["SPECTRUM_FILE", "PairStatus", "Spectrum", "StopReason"]
 

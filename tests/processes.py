@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eigenexp.runs import RunFolder, list_runs
+from eigenexp.runs.folder import RunFolder, list_runs
 
 SMALL = ["image.crop=[120,220,20,20]", "trainer.enable_progress_bar=false", "threads=1"]
 LONG = [*SMALL, "solver=power", "solver.tol=1e-9", "callbacks.checkpoint_every=10",

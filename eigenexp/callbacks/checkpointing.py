@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.stopping import solver_module
-from eigenexp.checkpoints import AtomicCheckpointIO, metadata_path, sealed_step
+from eigenexp.checkpoints.files import metadata_path, sealed_step
+from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
+from eigenexp.distributed.team import Topic, any_process
 from eigenexp.errors import CheckpointError, InputError
-from eigenexp.team import Topic, any_process
 
 __all__ = ["SolverCheckpoint"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import lightning as L
 
+from eigenexp.distributed.team import Topic, any_process, talks
 from eigenexp.errors import InputError
-from eigenexp.team import Topic, any_process, talks
 
 __all__ = ["GracefulStop"]
 

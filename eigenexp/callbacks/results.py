@@ -18,12 +18,12 @@ from PIL import Image
 from eigenexp.callbacks.convergence_logging import ConvergenceLogging
 from eigenexp.callbacks.sending import send_description, send_files, send_picture, send_point
 from eigenexp.callbacks.stopping import solver_module
-from eigenexp.checkpoints import write_atomic
 from eigenexp.errors import CheckpointError
-from eigenexp.lightning_module import EigendistortionModule
-from eigenexp.overview import description, result_row
-from eigenexp.picture_files import PICTURE_FILE, save_picture
+from eigenexp.modules.eigendistortion import EigendistortionModule
+from eigenexp.pictures.saving import PICTURE_FILE, save_picture
+from eigenexp.runs.overview import description, result_row
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
+from eigenexp.storage.atomic import write_atomic
 
 __all__ = ["CONVERGENCE_FILE", "ResultFiles", "convergence_table", "eigenvalue_table"]
 

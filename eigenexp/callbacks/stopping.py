@@ -7,11 +7,11 @@ from typing import Any
 
 import lightning as L
 
+from eigenexp.distributed.team import talks
 from eigenexp.eigensolvers import Eigensolver
 from eigenexp.errors import InputError
-from eigenexp.lightning_module import EigendistortionModule
+from eigenexp.modules.eigendistortion import EigendistortionModule
 from eigenexp.spectrum import StopReason
-from eigenexp.team import talks
 
 __all__ = ["ConvergenceStopping", "solver_module", "stop_message"]
 

@@ -13,18 +13,18 @@ from typing import Any
 
 from torch import Tensor
 
-from eigenexp.atomic import write_atomic
 from eigenexp.callbacks.results import CONVERGENCE_FILE
-from eigenexp.checkpoints import find_checkpoint, load_checkpoint
+from eigenexp.checkpoints.files import find_checkpoint, load_checkpoint
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, RunNotFoundError
-from eigenexp.images import Picture, load_picture
-from eigenexp.json_files import read_json
-from eigenexp.picture_files import PICTURE_FILE, load_saved_picture
+from eigenexp.pictures.picture import Picture, load_picture
+from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture
 from eigenexp.report.page import render_report
 from eigenexp.report.unfinished import fetch_result, spectrum_so_far
 from eigenexp.report.view import ReportRun
-from eigenexp.runs import RunFolder, find_run
+from eigenexp.runs.folder import RunFolder, find_run
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
+from eigenexp.storage.atomic import write_atomic
+from eigenexp.storage.json_files import read_json
 from eigenexp.study.folder import StudyFolder
 
 __all__ = ["load_run", "load_runs", "read_convergence", "report_from", "write_report"]
@@ -48,7 +48,7 @@ def report_from(
     spectrum
         From any solver; eigenvectors flat or in the picture's shape.
     image
-        The picture solved for: ``(1, C, H, W)`` or a :class:`~eigenexp.images.Picture`.
+        The picture solved for: ``(1, C, H, W)`` or a :class:`~eigenexp.pictures.picture.Picture`.
     title
         By default the method's name.
     history

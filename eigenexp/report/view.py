@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from eigenexp.checkpoints.provenance import plain
 from eigenexp.errors import InputError
 from eigenexp.plots.pixels import Array, Range, peak, picture_range, show_array, to_float
-from eigenexp.provenance import plain
 from eigenexp.spectrum import PairStatus, Spectrum
 
 __all__ = [

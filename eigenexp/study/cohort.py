@@ -18,12 +18,12 @@ from torch import Tensor
 
 from eigenexp.eigensolvers import Eigensolver, Progress, make_solver
 from eigenexp.errors import CheckpointError, EigenexpError, ModelError, ProductError
-from eigenexp.images import Picture
 from eigenexp.operators import BatchedFisherOperator
 from eigenexp.operators.memory import to_device
 from eigenexp.operators.probing import Model
+from eigenexp.pictures.picture import Picture
+from eigenexp.pictures.sources import PictureSource
 from eigenexp.spectrum import Spectrum
-from eigenexp.study.sources import PictureSource
 
 __all__ = ["Cohort", "Finished", "SolveSettings", "cohorts"]
 

@@ -26,11 +26,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eigenexp.atomic import remove_orphans, write_atomic, write_json_atomic
-from eigenexp.checkpoints import load_checkpoint, save_checkpoint
+from eigenexp.checkpoints.files import load_checkpoint, save_checkpoint
 from eigenexp.errors import CheckpointError
-from eigenexp.json_files import read_json
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
+from eigenexp.storage.atomic import remove_orphans, write_atomic, write_json_atomic
+from eigenexp.storage.json_files import read_json
 
 __all__ = ["StudyFolder"]
 

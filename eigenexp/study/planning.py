@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigenexp.checkpoints import check_metadata, checkpoint_metadata, model_fingerprint, plain
+from eigenexp.checkpoints.compatibility import check_metadata
+from eigenexp.checkpoints.provenance import checkpoint_metadata, model_fingerprint, plain
 from eigenexp.eigensolvers import make_solver
 from eigenexp.errors import CheckpointError, EigenexpError, InputError
-from eigenexp.images import Picture
 from eigenexp.operators import BatchedFisherOperator, FisherOperator
 from eigenexp.operators.batched import pictures_at_once
+from eigenexp.pictures.picture import Picture
+from eigenexp.pictures.sources import PictureSource
 from eigenexp.study.folder import StudyFolder
-from eigenexp.study.sources import PictureSource
 
 __all__ = ["Planner"]
 
@@ -107,7 +108,7 @@ class Planner:
         Returns
         -------
         tuple
-            Metadata and state for :func:`~eigenexp.ranks.check_same`.
+            Metadata and state for :func:`~eigenexp.distributed.ranks.check_same`.
         """
         state: dict[str, Any] = {"settings": plain({**self.solver, **self.operator})}
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eigenexp.runs import RunFolder
+from eigenexp.runs.folder import RunFolder
 from eigenexp.study.folder import StudyFolder
 
 __all__ = ["study_lines"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eigenexp.atomic import write_atomic
+from eigenexp.storage.atomic import write_atomic
 
 __all__ = ["COLUMNS", "table_rows", "write_tables"]
 

@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from eigenexp.config import explain, hydra_session
 from eigenexp.errors import ConfigError
+from eigenexp.experiments.config import explain, hydra_session
 
 __all__ = ["expand", "split_hydra"]
 

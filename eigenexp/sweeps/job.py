@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eigenexp.distributed.ranks import is_first_rank
+from eigenexp.distributed.rendezvous import decided_by_first, started_by_scheduler
 from eigenexp.errors import EigenexpError
-from eigenexp.overview import problem_row, records_row, result_row
-from eigenexp.ranks import is_first_rank
-from eigenexp.rendezvous import decided_by_first, started_by_scheduler
+from eigenexp.runs.overview import problem_row, records_row, result_row
 from eigenexp.sweeps.apart import run_apart
 from eigenexp.sweeps.manifest import FAILED, FINISHED, PENDING, RUNNING, STOPPED, Job, SweepFolder
 from eigenexp.sweeps.resources import granted_threads, num_processes, take_gpu
 
 if TYPE_CHECKING:
-    from eigenexp.solving import RunResult
-    from eigenexp.study.running import StudyResult
+    from eigenexp.experiments.picture import RunResult
+    from eigenexp.experiments.study import StudyResult
 
 __all__ = ["JOB_TAG", "SWEEP_TAG", "SweepJob", "SweepStoppedError"]
 
@@ -71,7 +71,7 @@ class SweepJob:
         """Run one job; return its state. Errors are written down, not raised."""
         from hydra.core.hydra_config import HydraConfig
 
-        from eigenexp.config import plain_config
+        from eigenexp.experiments.config import plain_config
 
         index, settings = int(HydraConfig.get().job.name), plain_config(config)
         count = num_processes(settings)
@@ -146,9 +146,9 @@ class SweepJob:
         self, index: int, settings: dict[str, Any], begun: Sequence[str | None]
     ) -> RunResult | StudyResult:
         """Fit in a new run, or go on with the run and checkpoint ``begun``."""
-        import eigenexp.run as runs
+        import eigenexp.experiments.experiment as runs
         from eigenexp.console import quiet
-        from eigenexp.runs import RunFolder
+        from eigenexp.runs.folder import RunFolder
 
         tags = {SWEEP_TAG: self.sweep_id, JOB_TAG: str(index)}
         if self.parent_run_id is not None:
@@ -176,9 +176,9 @@ class SweepJob:
 
     def _begun(self, index: int) -> list[str | None]:
         """Return the run this job began before it was stopped, and its last checkpoint, if any."""
-        from eigenexp.checkpoints import find_checkpoint
+        from eigenexp.checkpoints.files import find_checkpoint
         from eigenexp.errors import CheckpointError
-        from eigenexp.runs import list_runs
+        from eigenexp.runs.folder import list_runs
 
         for run in reversed(list_runs(self.root)):
             try:

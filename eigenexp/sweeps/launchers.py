@@ -16,8 +16,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eigenexp.config import CONFIG_NAME, explain, hydra_session, register_schemas
 from eigenexp.errors import ConfigError
+from eigenexp.experiments.config import CONFIG_NAME, explain, hydra_session, register_schemas
 from eigenexp.sweeps.resources import visible_gpus
 
 __all__ = ["EXTRAS", "Launch", "available_cores", "check_launcher", "job_gpus", "job_threads"]

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from eigenexp.config import compose_config, plain_config
 from eigenexp.errors import ConfigError
-from eigenexp.overview import problem_row
-from eigenexp.runs import open_root
+from eigenexp.experiments.config import compose_config, plain_config
+from eigenexp.runs.folder import open_root
+from eigenexp.runs.overview import problem_row
 from eigenexp.sweeps.expanding import expand, split_hydra
 from eigenexp.sweeps.job import SWEEP_TAG, SweepJob, SweepStoppedError
 from eigenexp.sweeps.launchers import Launch, check_launcher, job_gpus, job_threads

@@ -13,9 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from eigenexp.atomic import write_json_atomic
 from eigenexp.errors import CheckpointError, RunNotFoundError
-from eigenexp.json_files import read_json
+from eigenexp.storage.atomic import write_json_atomic
+from eigenexp.storage.json_files import read_json
 
 __all__ = ["FINISHED", "Job", "SweepFolder", "find_sweep", "list_sweeps"]
 

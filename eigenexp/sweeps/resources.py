@@ -25,7 +25,7 @@ def num_processes(settings: Mapping[str, Any]) -> int:
     chosen = settings["trainer"]
     if chosen["devices"] in (1, "1") and chosen["num_nodes"] == 1:
         return 1
-    from eigenexp.building import build_trainer
+    from eigenexp.experiments.building import build_trainer
 
     try:
         trainer = build_trainer(settings, [], [], checkpointing=False)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eigenexp.atomic import write_atomic
 from eigenexp.console import aligned
-from eigenexp.overview import ROW_COLUMNS
+from eigenexp.runs.overview import ROW_COLUMNS
+from eigenexp.storage.atomic import write_atomic
 from eigenexp.sweeps.manifest import FINISHED, Job, SweepFolder
 
 __all__ = ["COLUMNS", "format_table", "rows", "write_tables"]

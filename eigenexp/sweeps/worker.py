@@ -13,8 +13,8 @@ import sys
 import threading
 from pathlib import Path
 
-from eigenexp.config import compose_config, plain_config
-from eigenexp.ranks import is_first_rank
+from eigenexp.distributed.ranks import is_first_rank
+from eigenexp.experiments.config import compose_config, plain_config
 from eigenexp.sweeps.job import SweepJob
 from eigenexp.sweeps.manifest import SweepFolder
 

@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from eigenexp.checkpoints import CheckpointWarning, verify_checkpoint
+from eigenexp.checkpoints.files import CheckpointWarning, verify_checkpoint
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
 from eigenexp.tracking.files import copy_atomic, safe_relative
 from eigenexp.tracking.store import Store, one_line

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import eigenexp
-from eigenexp.atomic import write_json_atomic
+from eigenexp.storage.atomic import write_json_atomic
 from eigenexp.tracking.store import QUIET_ENVIRONMENT, Store, one_line
 
 __all__ = ["ChildRuns", "publish_pictures"]

@@ -22,9 +22,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 import eigenexp as ee  # noqa: E402
-from eigenexp.checkpoints import SCHEMA_VERSION  # noqa: E402
+from eigenexp.checkpoints.provenance import SCHEMA_VERSION  # noqa: E402
 from eigenexp.eigensolvers import METHODS  # noqa: E402
-from tests.conftest import Quadratic  # noqa: E402
+from tests.problems import Quadratic  # noqa: E402
 
 STEPS = 3
 SETTINGS = {"k": 2, "which": "both", "tol": 1e-5}

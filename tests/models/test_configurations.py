@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from eigenexp import models
-from eigenexp.images import load_picture
+from eigenexp.pictures.picture import load_picture
 
 CONF = Path(__file__).parents[2] / "conf"
 FRONT_END = {

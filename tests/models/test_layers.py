@@ -11,7 +11,6 @@ from torch import nn
 from torch.func import jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from eigenexp.errors import InputTypeError, ModelError
-from eigenexp.images import load_picture
 from eigenexp.models import (
     EfficientNetLite0,
     LayerOutput,
@@ -20,6 +19,7 @@ from eigenexp.models import (
     freeze,
     frozen,
 )
+from eigenexp.pictures.picture import load_picture
 
 TORCH_WARNINGS = pytest.mark.filterwarnings(
     "ignore:.*torch.jit.*:DeprecationWarning", "ignore:Attempted to insert a get_attr:UserWarning"

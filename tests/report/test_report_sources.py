@@ -11,16 +11,16 @@ from PIL import Image
 
 import eigenexp as ee
 from eigenexp.callbacks.results import convergence_table
-from eigenexp.checkpoints import CheckpointWarning
+from eigenexp.checkpoints.files import CheckpointWarning
 from eigenexp.cli import main
 from eigenexp.errors import CheckpointError, ImageError, RunNotFoundError
-from eigenexp.images import load_picture
-from eigenexp.picture_files import load_saved_picture, save_picture
+from eigenexp.modules.study import StudyModule
+from eigenexp.pictures.picture import load_picture
+from eigenexp.pictures.saving import load_saved_picture, save_picture
 from eigenexp.report import load_run, load_runs, render_report
 from eigenexp.report.sources import read_convergence
 from eigenexp.report.unfinished import spectrum_so_far
-from eigenexp.runs import RunFolder
-from eigenexp.study import StudyModule
+from eigenexp.runs.folder import RunFolder
 from eigenexp.sweeps.manifest import SweepFolder
 from eigenexp.tracking import local_store
 from tests.training import quiet_trainer

@@ -10,7 +10,7 @@ import eigenexp as ee
 from eigenexp.errors import ImageError, InputError, ModelError
 from eigenexp.operators import AverageFisherOperator, BatchedFisherOperator
 from eigenexp.operators.batched import pictures_at_once
-from tests.study.conftest import Small
+from tests.problems import Small
 
 
 @pytest.mark.parametrize("one_pass", [True, False])

@@ -11,10 +11,9 @@ from torch import Tensor
 
 import eigenexp as ee
 from eigenexp.errors import CheckpointError
-from eigenexp.study import Cohort, cohorts, picture_sources
-from eigenexp.study.cohort import Finished, SolveSettings
-from eigenexp.study.sources import PictureSource
-from tests.study.conftest import Small
+from eigenexp.pictures.sources import PictureSource, picture_sources
+from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
+from tests.problems import Small
 
 SOLVER = {"method": "lanczos", "k": 1, "tol": 1e-8, "seed": 0}
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from eigenexp.errors import CheckpointError, RunNotFoundError
-from eigenexp.resuming import fetch_run
-from eigenexp.runs import list_runs
+from eigenexp.experiments.resuming import fetch_run
+from eigenexp.runs.folder import list_runs
 from eigenexp.spectrum import Spectrum
 from eigenexp.tracking import Store, list_artifacts
 from eigenexp.tracking.spool import find_spools

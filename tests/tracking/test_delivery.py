@@ -4,15 +4,16 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import drain, history, new_spool, point
 
 from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.tracking import MLflowLogger, list_artifacts, sync
 from eigenexp.tracking.delivery import Sender
 from eigenexp.tracking.spool import find_spools, session_record
+from tests.tracking.conftest import drain, history, new_spool, point
 
 
 def test_points_arrive_once_and_in_batches(store):
@@ -253,14 +254,14 @@ def test_sync_delivers_what_a_dead_process_left_and_marks_the_run(root, store):
     code = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
-from conftest import new_spool, point
+from tests.tracking.conftest import new_spool, point
 from eigenexp.tracking import local_store
 spool = new_spool(local_store(sys.argv[1]))
 for step in range(20):
     spool.append(point(step, a=1.0))
 os.kill(os.getpid(), 9)
 """
-    here = __file__.rpartition("/")[0]
+    here = str(Path(__file__).parents[2])
     subprocess.run([sys.executable, "-c", code, str(root), here], check=False)
     assert len(find_spools(root)) == 1
     (report,) = sync(root)

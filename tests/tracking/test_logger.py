@@ -11,10 +11,9 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
-from conftest import history
 from torch.utils.data import DataLoader
 
-from eigenexp.checkpoints import load_checkpoint, save_checkpoint
+from eigenexp.checkpoints.files import load_checkpoint, save_checkpoint
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
 from eigenexp.tracking import (
     MLflowLogger,
@@ -25,6 +24,7 @@ from eigenexp.tracking import (
     sync,
 )
 from eigenexp.tracking.spool import find_spools
+from tests.tracking.conftest import history
 
 DEAD = "http://127.0.0.1:9"
 

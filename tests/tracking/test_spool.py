@@ -134,7 +134,7 @@ def test_ordinary_paths_pass():
 
 
 def test_snapshot_keeps_the_content_when_the_file_is_replaced(tmp_path):
-    from eigenexp.atomic import write_atomic
+    from eigenexp.storage.atomic import write_atomic
 
     write_atomic(tmp_path / "a", b"old")
     (tmp_path / "kept").mkdir()

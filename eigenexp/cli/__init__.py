@@ -1,0 +1,5 @@
+"""The command line, ``eigenexp COMMAND``."""
+
+from eigenexp.cli.commands import main
+
+__all__ = ["main"]

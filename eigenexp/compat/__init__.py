@@ -1,0 +1,1 @@
+"""plenoptic's ``Eigendistortion``: its calls, its files, its checks, on this engine."""

@@ -1,0 +1,299 @@
+"""The state of an ``Eigendistortion``: picture, model, results, their moves and their files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eigenexp.compat import checks as synthesis_checks
+from eigenexp.compat import files as synthesis_files
+from eigenexp.compat.decompositions import residual_status
+from eigenexp.compat.early_products import SHORT_CALL, EarlyProducts, early_products
+from eigenexp.compat.orthogonal_iteration import OrthogonalIteration, RitzPairs
+from eigenexp.compat.validation import check_model, validate_image
+from eigenexp.errors import InputError, ModelError
+from eigenexp.operators import FisherOperator
+from eigenexp.spectrum import Spectrum, StopReason
+
+__all__ = ["Synthesis"]
+
+FEW_RESPONSES = 16  # so many rows of J are sooner computed than a tape is recorded
+
+
+class Synthesis:
+    """A picture, a model, and the eigenpairs found for them so far.
+
+    See :class:`eigenexp.Eigendistortion`, which finds them.
+    """
+
+    def __init__(self, image: Tensor, model: Callable[[Tensor], Any]) -> None:
+        validate_image(image, no_batch=True)
+        self._num_responses = check_model(model, image)
+        self._image = image.detach().clone(memory_format=torch.contiguous_format)
+        self._model = model
+        self._jacobian: Tensor | None = None
+        self._eigendistortions: Tensor | None = None
+        self._eigenvalues: Tensor | None = None
+        self._eigenindex: Tensor | None = None
+        self._spectrum: Spectrum | None = None
+        self._operator: FisherOperator | None = None
+        self._graph: tuple[Tensor, Tensor] | None = None
+        # The solver of the last call, what it was asked for, and its state after a load.
+        self._solver: Any = None
+        self._solver_kind: tuple[Any, ...] | None = None
+        self._solver_state: dict[str, Any] | None = None
+        self._loaded = False
+
+    # -- attributes ----------------------------------------------------------------------------
+
+    @property
+    def image(self) -> Tensor:
+        """The picture, in the shape given."""
+        return self._image
+
+    @property
+    def model(self) -> Callable[[Tensor], Any]:
+        """The model."""
+        return self._model
+
+    @property
+    def jacobian(self) -> Tensor | None:
+        """``(m, n)``, or None until it is computed."""
+        return self._jacobian
+
+    @property
+    def eigendistortions(self) -> Tensor | None:
+        """``(k', *image.shape[1:])``, or None before ``synthesize``."""
+        return self._eigendistortions
+
+    @property
+    def eigenvalues(self) -> Tensor | None:
+        """``(k',)``, decreasing, or None before ``synthesize``."""
+        return self._eigenvalues
+
+    @property
+    def eigenindex(self) -> Tensor | None:
+        """``(k',)`` int64, or None before ``synthesize``."""
+        return self._eigenindex
+
+    @property
+    def spectrum(self) -> Spectrum | None:
+        """The pairs with their certificate; measured now (one product a pair) after a load."""
+        if self._spectrum is None and self._eigendistortions is not None:
+            self._spectrum = self._certify()
+        return self._spectrum
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one distortion: ``(C, H, W)``, or ``(n,)`` for a 1-D picture."""
+        return tuple(self._image.shape[1:]) if self._image.ndim > 1 else tuple(self._image.shape)
+
+    @property
+    def operator(self) -> FisherOperator:
+        """F at the picture; linearised when first needed."""
+        if self._operator is None:
+            self._operator = _linearise(self._model, self._image, self._num_responses)
+        return self._operator
+
+    def _products(self, planned: int, short: int = SHORT_CALL) -> EarlyProducts | FisherOperator:
+        """F for a call that plans so many products."""
+        if self._num_responses <= FEW_RESPONSES:
+            return self.operator
+        return early_products(self._model, self._image, planned, lambda: self.operator, short)
+
+    @property
+    def _image_flat(self) -> Tensor:
+        """``(n, 1)``, the leaf of the graph that ends in ``_representation_flat``."""
+        return self._connected()[0]
+
+    @property
+    def _representation_flat(self) -> Tensor:
+        """``(m, 1)``, connected to ``_image_flat``."""
+        return self._connected()[1]
+
+    def _connected(self) -> tuple[Tensor, Tensor]:
+        if self._graph is None:
+            flat = self._image.detach().reshape(-1, 1).clone().requires_grad_()
+            with torch.enable_grad():
+                response = synthesis_files.flat_response(self._model(flat.view(self._image.shape)))
+            self._graph = (flat, response.unsqueeze(1))
+        return self._graph
+
+    def __repr__(self) -> str:
+        shown = getattr(self._model, "__name__", None) or repr(self._model).replace("\n", "\n  ")
+        return (
+            f"{type(self).__name__}(\n  image = {self._image.shape} ({self._image.dtype}),\n"
+            f"  model = {shown},\n)"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Graphs cannot be copied; they are made again when needed.
+        return {**self.__dict__, "_operator": None, "_graph": None}
+
+    # -- results -------------------------------------------------------------------------------
+
+    def _keep(self, spectrum: Spectrum) -> None:
+        """Set the attributes of the class from a spectrum."""
+        self._spectrum = spectrum
+        self._eigendistortions = spectrum.eigenvectors
+        self._eigenvalues = spectrum.eigenvalues.to(self._image)
+        self._eigenindex = spectrum.eigenindex.to(self._image.device)
+
+    def _certify(self) -> Spectrum:
+        """Measure the residuals of the pairs held: one product a pair."""
+        vectors, values, index = self._eigendistortions, self._eigenvalues, self._eigenindex
+        if vectors is None or values is None or index is None:
+            raise InputError("spectrum: expected pairs to measure, got none; call synthesize()")
+        columns = vectors.reshape(len(vectors), -1).T.contiguous()
+        images, _ = self.operator.apply(columns)
+        residuals = torch.linalg.vector_norm(images - columns * values, dim=0)
+        scale = float(values.max())
+        pairs = RitzPairs(values, columns, residuals)
+        return Spectrum(
+            eigenvalues=values,
+            eigenvectors=vectors,
+            eigenindex=index,
+            residuals=residuals,
+            error_bounds=residuals,
+            status=residual_status(pairs, index, self.operator.rank_bound, scale, 1e-3),
+            stop_reason=StopReason.RUNNING,
+            scale=scale,
+            tol=1e-3,
+            num_products=len(vectors),
+            method="loaded",
+        )
+
+    # -- devices and files ---------------------------------------------------------------------
+
+    def to(self, *args: Any, **kwargs: Any) -> None:
+        """Move and cast picture, model and results, in place.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for :meth:`torch.Tensor.to`: a device, a floating dtype, both, or a tensor to match.
+            Integer tensors keep their dtype. The next ``synthesize`` runs there, and goes on where
+            the last one stopped; after a cast the search of ``lanczos``, ``davidson`` and ``auto``
+            begins anew, from the vectors found where the method takes several.
+
+        Raises
+        ------
+        TypeError
+            When the dtype is not floating.
+
+        Warns
+        -----
+        UserWarning
+            When the model has no ``to`` and stays as it is.
+        """
+        device, dtype = synthesis_files.parse_to(*args, **kwargs)
+        mover = getattr(self._model, "to", None)
+        if callable(mover):
+            self._model = mover(*args, **kwargs)
+        else:
+            warnings.warn(
+                "model: expected a to() method to move it by, got none; it stays as it is",
+                stacklevel=2,
+            )
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+        self._image = move(self._image)
+        for name in ("_jacobian", "_eigendistortions", "_eigenvalues", "_eigenindex"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else move(value))
+        if self._spectrum is not None:
+            self._spectrum = synthesis_files.map_spectrum(self._spectrum, move)
+        if isinstance(self._solver, OrthogonalIteration):
+            self._solver.to(device, dtype)
+        elif self._solver is not None:
+            self._solver, self._solver_state = None, self._solver.state_dict()
+        self._operator, self._graph = None, None
+
+    def save(self, file_path: str | os.PathLike[str]) -> None:
+        """Write picture, results and the state to go on from to ``file_path``, whole or not at all.
+
+        Tensors and plain containers only, in plenoptic's layout; the model itself is not saved,
+        its name and its response at the picture are.
+
+        Raises
+        ------
+        TypeError
+            When an attribute added by the user cannot be stored so.
+        OSError
+            When the file cannot be written.
+        """
+        synthesis_files.write(self, file_path)
+
+    def load(
+        self,
+        file_path: str | os.PathLike[str],
+        map_location: Any = None,
+        raise_on_checks: bool = True,
+        tensor_equality_atol: float = 1e-8,
+        tensor_equality_rtol: float = 1e-5,
+        **pickle_load_args: Any,
+    ) -> None:
+        """Take over what :meth:`save`, or plenoptic 1.2 and later, wrote; nothing is executed.
+
+        The object must be made from the same picture and model as the saved one and not be
+        synthesized yet. When anything fails, it stays as it was.
+
+        Parameters
+        ----------
+        file_path
+            The file.
+        map_location
+            Device for the tensors, as for :func:`torch.load`.
+        raise_on_checks
+            False turns failed checks into a :class:`LoadWarning`, those of device and dtype and
+            "already synthesized" apart. The picture is then the file's, the model the object's.
+        tensor_equality_atol, tensor_equality_rtol
+            Tolerances for equal picture and response.
+        **pickle_load_args
+            Passed to :func:`torch.load`; ``weights_only`` is always True.
+
+        Raises
+        ------
+        ValueError
+            When the file is no such file, or a check fails.
+        """
+        if self._eigenindex is not None:
+            raise InputError(
+                "load can only be called with a just-initialized object: expected a "
+                f"{type(self).__name__} not synthesized yet, got one with {len(self._eigenindex)} "
+                "pairs; make a new one and load into that"
+            )
+        content = synthesis_files.read(file_path, map_location, pickle_load_args)
+        synthesis_checks.check(
+            self, content, raise_on_checks, tensor_equality_atol, tensor_equality_rtol
+        )
+        synthesis_checks.adopt(self, content)
+
+
+def _linearise(model: Callable[[Tensor], Any], image: Tensor, num_responses: int) -> FisherOperator:
+    """Return F; a zero one is an answer here (every eigenvalue is 0), said in a warning."""
+    route = "rows" if num_responses <= FEW_RESPONSES else "auto"
+    try:
+        return FisherOperator(model, image, route=route)
+    except ModelError:
+        operator = FisherOperator(model, image, check=False)
+        m, n = operator.jacobian.shape
+        probe = torch.Generator().manual_seed(0)
+        forward = torch.randn(n, 1, generator=probe, dtype=torch.float64).to(image)
+        backward = torch.randn(m, 1, generator=probe, dtype=torch.float64).to(image)
+        jacobian = operator.jacobian
+        if jacobian.matmat(forward).any() or jacobian.rmatmat(backward).any():
+            raise
+        warnings.warn(
+            "model: expected a response that changes with the picture, got a zero Jacobian; every "
+            "eigenvalue is 0",
+            stacklevel=2,
+        )
+        return operator

@@ -1,0 +1,1 @@
+"""Several processes at one solve: ranks, where they meet, what they exchange."""

@@ -1,0 +1,105 @@
+"""What runs and studies share: settings are checked, the trainer fits, an exit code comes out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from eigenexp.callbacks import GracefulStop
+from eigenexp.errors import ConfigError
+from eigenexp.experiments.building import build_trainer
+from eigenexp.modules.eigendistortion import EigendistortionModule
+from eigenexp.modules.study import StudyModule
+from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
+from eigenexp.tracking import MLflowLogger
+
+__all__ = ["check_settings", "fit_to_the_end", "name_run", "set_threads"]
+
+log = logging.getLogger(__name__)
+
+
+def check_settings(
+    settings: Mapping[str, Any], module: EigendistortionModule | StudyModule
+) -> None:
+    """Raise what is wrong with the trainer's and the solver's settings, before a run is begun.
+
+    Raises
+    ------
+    EigenexpError
+        One line that says what to change.
+    """
+    module.check(build_trainer(settings, [], [], checkpointing=False))
+
+
+def set_threads(threads: int | None) -> None:
+    """Let this process compute with so many threads; warn where they are more than its cores.
+
+    Raises
+    ------
+    ConfigError
+        When it is to have none.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: expected at least 1, or null for the machine's, got {threads}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    used = torch.get_num_threads()
+    if cores is not None and used > cores:
+        log.warning("%d threads on %d cores: set threads=%d", used, cores, cores)
+
+
+def name_run(run: RunFolder | None, mlflow: MLflowLogger | None) -> str:
+    """Return the id of the run that goes on, or the store's, or one of our own."""
+    if run is not None:
+        return run.run_id
+    return (mlflow and mlflow.version) or uuid.uuid4().hex
+
+
+def fit_to_the_end(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    stop: GracefulStop,
+    mlflow: MLflowLogger | None,
+    is_unfinished: Callable[[], bool],
+    checkpoint: Path | None = None,
+) -> int:
+    """Fit, and return the exit code: 0, 128 + a signal's number, or 124 at ``max_time``.
+
+    Parameters
+    ----------
+    trainer, module, checkpoint
+        What is fitted, and where it goes on.
+    stop
+        Hears signals; from the end of the fit on they only shorten the wait for ``mlflow``.
+    mlflow
+        The run's logger, if any.
+    is_unfinished
+        Whether something was left to do, asked after the fit: then time had run out, unless the
+        limit of steps was reached.
+    """
+    with warnings.catch_warnings():
+        # Lightning's hints on data loading do not apply to a loader of solver steps.
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        try:
+            trainer.fit(module, ckpt_path=None if checkpoint is None else str(checkpoint))
+        except SystemExit as error:
+            # Lightning turns Ctrl-C outside the loop into sys.exit(1), which hides the cause.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
+    if mlflow is not None:
+        stop.over(partial(mlflow.limit, stop.patience))
+    if stop.exit_code:
+        return stop.exit_code
+    at_max_steps = trainer.global_step >= trainer.max_steps >= 0
+    return OUT_OF_TIME if is_unfinished() and not at_max_steps else 0

@@ -1,0 +1,267 @@
+"""A study from configuration to table: fit, resume, and what is said at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from eigenexp.callbacks import GracefulStop
+from eigenexp.callbacks.sending import send_settings
+from eigenexp.callbacks.study_progress import StudyLogging, StudyProgressBar
+from eigenexp.distributed.ranks import is_first_rank
+from eigenexp.errors import TrackingError
+from eigenexp.experiments.building import (
+    build_loggers,
+    build_mlflow_logger,
+    build_trainer,
+    operator_options,
+)
+from eigenexp.experiments.config import TrainerConfig, shown_settings
+from eigenexp.experiments.session import check_settings, fit_to_the_end, name_run
+from eigenexp.modules.study import StudyModule
+from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
+from eigenexp.runs.overview import model_name, problem_row, records_row
+from eigenexp.spectrum import StopReason
+from eigenexp.study.folder import StudyFolder
+from eigenexp.tracking import MLflowLogger
+from eigenexp.tracking.children import ChildRuns
+
+__all__ = ["StudyResult", "fit_study", "is_study", "study_summary"]
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 60.0  # seconds the child runs may take at the end of an undisturbed study
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study came to.
+
+    Attributes
+    ----------
+    run_id, status, exit_code
+        As of a :class:`~eigenexp.experiments.picture.RunResult`; the exit code is 1 where a
+        picture failed.
+    folder
+        The study's folder, with ``table.csv`` and ``pictures/``.
+    records
+        The records of the finished pictures by position.
+    num_pictures
+        Of the whole study.
+    """
+
+    run_id: str
+    status: str
+    exit_code: int
+    folder: Path
+    records: Mapping[int, Mapping[str, Any]]
+    num_pictures: int
+
+
+def is_study(settings: Mapping[str, Any]) -> bool:
+    """Whether a configuration names many pictures, each of which is a problem of its own."""
+    many = settings.get("image", {}).get("path") is not None
+    return many and settings.get("parallel") in (None, "pictures")
+
+
+def fit_study(
+    settings: dict[str, Any],
+    model: Any,
+    *,
+    root: Path,
+    stop: GracefulStop,
+    run: RunFolder | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> StudyResult:
+    """Solve the configured pictures, tracked and resumable; unfinished ones where ``run`` is given.
+
+    Parameters
+    ----------
+    settings
+        The resolved configuration.
+    model
+        Built from it.
+    root
+        The runs' folder, proven writable.
+    stop
+        Hears signals.
+    run
+        Go on with this study, which the caller holds.
+    force
+        Also where model or settings differ.
+    say
+        Receives the lines a person reads.
+
+    Raises
+    ------
+    EigenexpError
+        One line that says what to change.
+    """
+    is_first = is_first_rank()
+    module = _build_module(settings, model, run)
+    check_settings(settings, module)
+    source = _short(settings["image"]["path"])
+    title = f"{model_name(settings['model'])} at {source}"
+    mlflow = build_mlflow_logger(settings, root, run, title) if is_first else None
+    run_id = name_run(run, mlflow)
+    place = RunFolder(root, run_id)
+    module.folder = StudyFolder(place.results)
+    module.run_metadata = {"config": settings, "run_id": run_id}
+    module.force_resume = force
+    # A study saved before there was an option goes on without it.
+    again = {what: bool(settings["study"].get(f"retry_{what}")) for what in ("failed", "unproven")}
+    if is_first:
+        row = {**problem_row(settings), "picture": source}
+        place.write_record(config=settings, status="RUNNING", title=title, study=True, row=row)
+        module.folder.forget(**again)
+        say(f"run {run_id}: {title}, files under {place.results}")
+    loggers = build_loggers(settings, run_id, mlflow) if is_first else []
+    children = None
+    if mlflow is not None:
+        children = ChildRuns(root, mlflow.tracking_uri, run_id, place.results)
+    callbacks: list[L.Callback] = [stop, StudyLogging()]
+    if settings["trainer"]["enable_progress_bar"]:
+        callbacks.append(StudyProgressBar())
+    trainer = build_trainer(_endless(settings), loggers, callbacks, checkpointing=False)
+    status, exit_code = "FAILED", 1
+    with place.hold() if run is None and is_first else nullcontext():
+        try:
+            for logger in loggers:
+                send_settings(logger, shown_settings(settings, source))
+            exit_code = fit_to_the_end(
+                trainer,
+                module,
+                stop,
+                mlflow,
+                lambda: len(module.folder.records()) < module.num_pictures,
+            )
+            status = "KILLED" if exit_code else "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            records = module.folder.records()
+            if is_first:
+                reason = _stop_reason(status, exit_code, len(records), module.num_pictures)
+                progress = f"{len(records)}/{module.num_pictures}"
+                patience = stop.patience if stop.received is not None else _PATIENCE
+                facts = {**problem_row(settings), "picture": source, **records_row(records)}
+                try:
+                    place.write_record(status=status, stop_reason=reason, row=facts)
+                except TrackingError as full:  # what ended the study is more worth telling
+                    log.warning("%s", full)
+                _close(place, reason, progress, status, mlflow, children, patience)
+    failed = any(record["status"] == "failed" for record in records.values())
+    # Lightning kills a run of which a process ends with another code than 0: the first one tells.
+    code = (exit_code or int(failed)) if is_first else 0
+    return StudyResult(run_id, status, code, place.results, records, module.num_pictures)
+
+
+def _build_module(settings: Mapping[str, Any], model: Any, run: RunFolder | None) -> StudyModule:
+    """Return the module: of a new study, without its folder yet."""
+    image, study = dict(settings["image"]), settings["study"]
+    path = image.pop("path")
+    image.pop("source", None)
+    plan = None if run is None else StudyFolder(run.results).read_plan()
+    return StudyModule(
+        model,
+        # Those the study began with, whatever has come to the folder since.
+        path if plan is None else [entry["where"] for entry in plan["pictures"]],
+        **settings["solver"],
+        batch_size=study["batch_size"],
+        cohort=study["cohort"],
+        checkpoint_seconds=study["checkpoint_seconds"],
+        image_options=image,
+        figures=study["figures"],
+        operator_options=operator_options(settings),
+    )
+
+
+def _endless(settings: dict[str, Any]) -> dict[str, Any]:
+    """Lift the default limit of steps, which is meant for one picture; one that was set stays."""
+    trainer = dict(settings["trainer"])
+    if trainer["max_steps"] == TrainerConfig.max_steps:
+        trainer["max_steps"] = -1
+    return {**settings, "trainer": trainer}
+
+
+def _stop_reason(status: str, exit_code: int, done: int, total: int) -> str:
+    error = sys.exc_info()[1]
+    if status == "FAILED" and error is not None:
+        return f"failed: {type(error).__name__}"
+    if status == "KILLED":
+        return "max_time" if exit_code == OUT_OF_TIME else "signal"
+    return f"{done} of {total} pictures"
+
+
+def _close(
+    place: RunFolder,
+    reason: str,
+    progress: str,
+    status: str,
+    mlflow: MLflowLogger | None,
+    children: ChildRuns | None,
+    patience: float,
+) -> None:
+    if mlflow is None:
+        return
+    for name in ("table.csv", "table.parquet", "study.json"):
+        if (place.results / name).is_file():
+            mlflow.log_artifact(place.results / name, "results")
+    mlflow.log_tags({"stop_reason": reason, "pictures": progress})
+    if children is not None and not children.close(patience):
+        log.warning("some pictures' child runs are still being made; see children.log")
+    mlflow.set_status(status)
+    mlflow.close()
+
+
+def _short(path: Any) -> str:
+    text = str(path) if isinstance(path, str) else f"{len(path)} paths"
+    return text if len(text) <= 60 else f"…{text[-59:]}"
+
+
+def _failure(record: Mapping[str, Any]) -> str:
+    error, where = str(record["error"]), str(record["where"])
+    return error if error.startswith(where) else f"{where}: {error}"
+
+
+def study_summary(result: StudyResult) -> list[str]:
+    """Return the closing lines of a study."""
+    records = list(result.records.values())
+    solved = [record for record in records if record["status"] != "failed"]
+    failed = [record for record in records if record["status"] == "failed"]
+    proven = sum(bool(record["converged"]) for record in solved)
+    products = sum(record["num_products"] for record in solved)
+    lines = [
+        "",
+        f"{len(solved)} of {result.num_pictures} pictures solved, every pair proven at {proven}; "
+        f"{products} products",
+    ]
+    reasons = Counter(record["stop_reason"] for record in solved if not record["converged"])
+    lines += [
+        f"not proven at {count}: {StopReason(reason).message}"
+        for reason, count in reasons.most_common()
+    ]
+    lines += [f"failed: {_failure(record)}" for record in failed[:20]]
+    if len(failed) > 20:
+        lines.append(f"… and {len(failed) - 20} more, in the table")
+    if (result.folder / "table.csv").is_file():
+        lines.append(f"table:     {result.folder / 'table.csv'} (and .parquet)")
+    lines.append(f"pictures:  {result.folder / 'pictures'}")
+    if len(records) < result.num_pictures:
+        lines.append(f"go on with: eigenexp resume {result.run_id}")
+    else:
+        resume = f"try again: eigenexp resume {result.run_id} study.retry_"
+        lines += [f"{resume}failed=true"] if failed else []
+        lines += [f"{resume}unproven=true solver.…"] if reasons else []
+    lines.append("dashboard: eigenexp ui")
+    return lines

@@ -1,0 +1,1 @@
+"""Solvers as Lightning modules: one picture, a study, a mean."""

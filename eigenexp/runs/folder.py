@@ -1,0 +1,181 @@
+"""The folder of runs: where each run's files lie, its record, and how a person names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
+from eigenexp.storage.json_files import read_json
+
+__all__ = ["OUT_OF_TIME", "RunFolder", "find_run", "list_runs", "open_root"]
+
+OUT_OF_TIME = 124
+"""Exit code of a run that ``trainer.max_time`` ended, as ``timeout`` has it."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one run's files lie under the root (``mlruns/``)."""
+
+    root: Path
+    run_id: str
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints and of the run's record."""
+        return self.root / "checkpoints" / self.run_id
+
+    @property
+    def results(self) -> Path:
+        """Folder of the result's files."""
+        return self.root / "results" / self.run_id
+
+    @property
+    def record_path(self) -> Path:
+        """File of the run's record: configuration and status."""
+        return self.checkpoints / "run.json"
+
+    @property
+    def is_study(self) -> bool:
+        """Whether the run is one of many pictures, also where its record is damaged."""
+        try:
+            return bool(self.read_record().get("study"))
+        except CheckpointError:
+            return (self.results / "study.json").is_file()
+
+    @contextmanager
+    def _released(self, lock: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Take the run for this process alone, until the returned context ends.
+
+        The operating system lets go of it when the process dies, however it does.
+
+        Raises
+        ------
+        CheckpointError
+            When another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.checkpoints / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CheckpointError(
+                f"run {self.run_id}: expected a run that nobody works on, got one that another "
+                "process is solving; wait for it, or stop it first"
+            ) from error
+        return self._released(lock)
+
+    def write_record(self, **facts: Any) -> None:
+        """Add ``facts`` to the run's record, atomically.
+
+        Raises
+        ------
+        TrackingError
+            When there is no room or permission.
+        """
+        from eigenexp.storage.atomic import write_json_atomic
+
+        try:
+            before = self.read_record() if self.record_path.exists() else {}
+        except CheckpointError:  # damaged: what is known now replaces it
+            before = {}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"created": now, **before, **facts, "updated": now, "run_id": self.run_id}
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(self.record_path, record)
+        except OSError as error:
+            raise TrackingError(
+                f"{self.record_path}: expected room and permission to write the run's record, got "
+                f"{error.strerror or error}; free space, or set root=… to another folder"
+            ) from error
+
+    def read_record(self) -> dict[str, Any]:
+        """Return the run's record.
+
+        Raises
+        ------
+        CheckpointError
+            When the file is missing or damaged.
+        """
+        return read_json(self.record_path, "the run's record")
+
+
+def open_root(root: str | Path) -> Path:
+    """Return the root folder, made and proven writable.
+
+    Raises
+    ------
+    TrackingError
+        When it cannot be written.
+    """
+    from eigenexp.storage.atomic import write_atomic
+
+    path = Path(root).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = write_atomic(path / ".writable", b"")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrackingError(
+            f"{path}: expected a folder that can be written, got "
+            f"{error.strerror or error}; set root=… or EIGENEXP_ROOT to another folder"
+        ) from error
+    return path
+
+
+def list_runs(root: str | Path) -> list[RunFolder]:
+    """Return the runs under ``root``, oldest first."""
+    folder = Path(root) / "checkpoints"
+    found = [p for p in folder.glob("*/run.json") if p.is_file()]
+    found.sort(key=lambda path: path.stat().st_mtime)
+    return [RunFolder(Path(root), path.parent.name) for path in found]
+
+
+def find_run(name: str, root: str | Path) -> RunFolder:
+    """Return the run a person means: an id, the start of one, ``last``, or a path into a run.
+
+    Raises
+    ------
+    RunNotFoundError
+        When none or several fit.
+    """
+    path = Path(name)
+    if path.exists():
+        folder = path if path.is_dir() else path.parent
+        folder = folder.absolute()
+        run = RunFolder(folder.parent.parent, folder.name)
+        if run.record_path.is_file() and folder in (run.checkpoints, run.results):
+            return run
+        raise RunNotFoundError(
+            f"{name}: expected a run's folder under <root>/checkpoints or <root>/results, or a "
+            "file in it, got a path without run.json; name the run by its id"
+        )
+    runs = list_runs(root)
+    if name == "last" and runs:
+        return runs[-1]
+    fitting = [run for run in runs if run.run_id.startswith(name)]
+    exact = [run for run in runs if run.run_id == name]
+    if exact or len(fitting) == 1:
+        return (exact or fitting)[0]
+    if fitting:
+        some = ", ".join(run.run_id for run in fitting[:4])
+        raise RunNotFoundError(f"{name}: expected one run, got {len(fitting)} ({some}); name one")
+    known = ", ".join(run.run_id for run in runs[-3:][::-1]) or "none"
+    raise RunNotFoundError(
+        f"{name}: expected a run id, the start of one, 'last' or a path, got none that exists "
+        f"under {Path(root)}; newest runs: {known}"
+    )

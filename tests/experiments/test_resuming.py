@@ -1,0 +1,369 @@
+"""Going on with a run: the same command again, another machine, another precision."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eigenexp as ee
+from eigenexp.checkpoints.compatibility import ProvenanceWarning
+from eigenexp.checkpoints.files import METADATA_KEY, find_checkpoint, metadata_path, save_checkpoint
+from eigenexp.errors import CheckpointError, ConfigError, ImageError, RunNotFoundError
+from eigenexp.experiments.building import build_picture
+from eigenexp.experiments.config import compose_config, plain_config
+from eigenexp.experiments.experiment import fit
+from eigenexp.experiments.resuming import (
+    check_resolved,
+    claim_unfinished,
+    refresh_run,
+    resumed_picture,
+    settings_hash,
+)
+from eigenexp.pictures.picture import load_picture
+from eigenexp.pictures.saving import save_picture
+from eigenexp.runs.folder import RunFolder
+from eigenexp.spectrum import Spectrum
+from eigenexp.tracking import local_store
+from tests.processes import LONG, kill_after_a_checkpoint, only_run, run, start
+
+# -- the same command again ------------------------------------------------------------------------
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    return plain_config(compose_config(overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "is_same"),
+    [
+        ("root=elsewhere", True),
+        ("threads=3", True),
+        ("resume=auto", True),
+        ("logger=none", True),
+        ("callbacks.log_every=7", True),
+        ("trainer.max_time=00:01:00:00", True),
+        ("trainer.enable_progress_bar=false", True),
+        ("trainer.max_steps=7", False),
+        ("trainer.precision=64-true", False),
+        ("solver.k=3", False),
+        ("solver.tol=1e-3", False),
+        ("model=lg", False),
+        ("model.kernel_size=21", False),
+        ("image=coffee", False),
+        ("run_name=second", False),
+        ("+tags.kind=test", False),
+    ],
+)
+def test_what_makes_two_commands_the_same(override: str, is_same: bool) -> None:
+    assert (settings_hash(settings()) == settings_hash(settings(override))) is is_same
+
+
+def test_the_hash_survives_the_record(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "a")
+    chosen = settings("solver.tol=3e-7", "image.crop=[1,2,30,40]")
+    folder.write_record(config=chosen)
+    assert settings_hash(folder.read_record()["config"]) == settings_hash(chosen)
+
+
+def make_run(root: Path, name: str, status: str = "RUNNING", reason: str = "") -> RunFolder:
+    folder = RunFolder(root, name)
+    folder.write_record(config=settings(), status=status, stop_reason=reason)
+    save_checkpoint({"global_step": 3}, folder.checkpoints / "last.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "goes_on"),
+    [
+        ("RUNNING", "", True),
+        ("KILLED", "signal", True),
+        ("FAILED", "failed: OSError", True),
+        ("FINISHED", "max_time", True),
+        ("FINISHED", "converged", False),
+        ("FINISHED", "max_steps", False),
+        ("FINISHED", "max_products", False),
+    ],
+)
+def test_which_runs_are_unfinished(tmp_path: Path, status: str, reason: str, goes_on: bool) -> None:
+    folder = make_run(tmp_path, "a", status, reason)
+    with claim_unfinished(settings("resume=auto"), tmp_path) as claimed:
+        assert (claimed is not None) is goes_on
+        if claimed is not None:
+            assert claimed == (folder, folder.checkpoints / "last.ckpt")
+
+
+def test_a_run_in_work_is_passed_over_and_cannot_be_taken(tmp_path: Path) -> None:
+    older, newer = make_run(tmp_path, "older"), make_run(tmp_path, "newer")
+    with claim_unfinished(settings(), tmp_path) as first:
+        assert first is not None
+        assert first[0] == newer
+        with claim_unfinished(settings(), tmp_path) as second:
+            assert second is not None
+            assert second[0] == older
+            with claim_unfinished(settings(), tmp_path) as third:
+                assert third is None
+        with pytest.raises(CheckpointError, match="another process is solving"), newer.hold():
+            pass
+    with newer.hold():
+        pass
+
+
+def test_runs_without_a_whole_checkpoint_are_passed_over(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a")
+    for path in folder.checkpoints.glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-40])
+    with (
+        pytest.warns(UserWarning, match="cut short"),
+        claim_unfinished(settings(), tmp_path) as claimed,
+    ):
+        assert claimed is None
+    (folder.checkpoints / "last.ckpt").unlink()
+    with claim_unfinished(settings(), tmp_path) as claimed:
+        assert claimed is None
+
+
+@pytest.mark.slow
+def test_the_same_command_after_kill_minus_nine_ends_bit_identically(tmp_path: Path) -> None:
+    chosen = ["fit", *LONG, "logger=none", "trainer.max_steps=250", "resume=auto"]
+    process = start(tmp_path, *chosen)
+    kill_after_a_checkpoint(process, tmp_path)
+    killed = only_run(tmp_path)
+    assert killed.read_record()["status"] == "RUNNING"
+    again = run(tmp_path, *chosen)
+    assert again.returncode == 0, again.stderr
+    assert f"going on with the unfinished run {killed.run_id}" in again.stdout
+    assert only_run(tmp_path).read_record()["status"] == "FINISHED"
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    unbroken = run(whole, *chosen)
+    assert unbroken.returncode == 0, unbroken.stderr
+    assert "no unfinished run of these settings" in unbroken.stdout
+    a, b = (Spectrum.load(only_run(f).results / "spectrum.safetensors") for f in (tmp_path, whole))
+    assert torch.equal(a.eigenvectors, b.eigenvectors)
+    assert torch.equal(a.eigenvalues, b.eigenvalues)
+    assert torch.equal(a.residuals, b.residuals)
+
+
+def test_a_wrong_word_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="resume: expected never or auto, got 'maybe'"):
+        fit(settings("resume=maybe", f"root={tmp_path}"))
+
+
+# -- the picture -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> tuple[RunFolder, dict[str, Any], dict[str, Any], Path]:
+    """A run on a picture file: folder, settings, metadata, the file."""
+    file = tmp_path / "photo.png"
+    values = np.random.default_rng(0).integers(0, 256, (24, 30), dtype=np.uint8)
+    Image.fromarray(values).save(file)
+    chosen = settings("image=file", f"image.source={file}", "image.resize=16")
+    picture = build_picture(chosen, "float32")
+    folder = RunFolder(tmp_path / "mlruns", "a")
+    folder.results.mkdir(parents=True)
+    save_picture(picture, folder.results / "picture.safetensors")
+    return folder, chosen, {"picture": picture.record}, file
+
+
+def test_a_missing_source_is_replaced_by_the_runs_own_copy(photo) -> None:
+    folder, chosen, metadata, file = photo
+    said: list[str] = []
+    expected = resumed_picture(folder, chosen, metadata, said.append)
+    assert said == []
+    file.unlink()
+    picture = resumed_picture(folder, chosen, metadata, said.append)
+    assert picture.tensor.equal(expected.tensor)
+    assert "cannot be read here" in said[0]
+    (folder.results / "picture.safetensors").unlink()
+    with pytest.raises(ImageError, match="photo"):
+        resumed_picture(folder, chosen, metadata)
+
+
+def test_another_picture_under_the_same_name_is_not_taken_for_it(photo) -> None:
+    folder, chosen, metadata, file = photo
+    Image.fromarray(np.zeros((24, 30), dtype=np.uint8)).save(file)
+    picture = resumed_picture(folder, chosen, metadata)
+    assert picture.record["sha256"] != metadata["picture"]["sha256"]  # the checkpoint refuses it
+
+
+def test_a_copy_that_is_not_the_runs_is_refused(photo) -> None:
+    folder, chosen, metadata, file = photo
+    file.unlink()
+    save_picture(load_picture("camera", crop=16), folder.results / "picture.safetensors")
+    with pytest.raises(ImageError, match="belongs to another run"):
+        resumed_picture(folder, chosen, metadata, print)
+
+
+def test_a_picture_resized_with_other_rounding_is_the_runs_own(photo) -> None:
+    folder, chosen, metadata, _ = photo
+    rounded = build_picture(chosen, "float32")
+    tensor = rounded.tensor.nextafter(torch.ones(()))
+    copied = copy.deepcopy(metadata)
+    save_picture(
+        ee.Picture(tensor, "photo", rounded.record), folder.results / "picture.safetensors"
+    )
+    copied["picture"]["sha256"] = ee.images.tensor_sha256(tensor)
+    assert resumed_picture(folder, chosen, copied).tensor.equal(tensor)
+
+
+# -- another precision -----------------------------------------------------------------------------
+
+
+def solve(
+    folder: Path, precision: str, checkpoint: Path | None = None, **options: Any
+) -> ee.EigendistortionModule:
+    picture = ee.load_picture("camera", crop=[120, 220, 16, 16])
+    model = options.pop("model", None) or ee.models.OnOff()
+    module = ee.EigendistortionModule(model, picture, **{"tol": 1e-3, **options})
+    if checkpoint is not None:
+        module.intended_changes += ("dtype",)
+    trainer = L.Trainer(
+        max_steps=2000,
+        precision=precision,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=[ee.ConvergenceStopping(), ee.SolverCheckpoint(folder)],
+    )
+    trainer.fit(module, ckpt_path=None if checkpoint is None else str(checkpoint))
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+def test_double_precision_goes_on_from_the_vectors_of_single(tmp_path: Path) -> None:
+    before = solve(tmp_path / "single", "32-true")
+    used = before.solver.num_products
+    with pytest.warns(ProvenanceWarning) as told:
+        after = solve(tmp_path / "double", "64-true", tmp_path / "single" / "last.ckpt", tol=1e-9)
+    fields = {str(warning.message).partition(":")[0] for warning in told}
+    assert {"dtype", "model.output"} <= fields
+    assert "model.weights_sha256" not in fields
+    start = after.solver.start
+    assert start is not None
+    found = before.solver.result().eigenvectors.flatten(1).mT.double()
+    assert torch.equal(start[:, : found.shape[1]], found)
+    assert after.solver.num_products > used
+    spectrum = after.spectrum()
+    assert spectrum.eigenvalues.dtype == torch.float64
+    jacobian = torch.func.jacrev(after.model)(after.image).reshape(-1, 256)
+    exact = torch.linalg.svdvals(jacobian).square()
+    np.testing.assert_allclose(spectrum.eigenvalues[0], exact[0], rtol=1e-9)
+    np.testing.assert_allclose(spectrum.eigenvalues[-1], exact[-1], atol=1e-9 * float(exact[0]))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+@pytest.mark.filterwarnings("ignore::eigenexp.checkpoints.compatibility.ProvenanceWarning")
+def test_another_model_in_another_precision_is_still_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(1, 2, 3)
+    solve(tmp_path / "single", "32-true", model=model)
+    checkpoint = tmp_path / "single" / "last.ckpt"
+    with pytest.raises(CheckpointError, match=r"model\.weights_sha256.*model\.output"):
+        solve(tmp_path / "double", "64-true", checkpoint, model=torch.nn.Conv2d(1, 2, 3))
+    solve(tmp_path / "double", "64-true", checkpoint, model=model)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+def test_a_precision_nobody_asked_to_change_is_refused(tmp_path: Path) -> None:
+    solve(tmp_path / "single", "32-true")
+    picture = ee.load_picture("camera", crop=[120, 220, 16, 16])
+    module = ee.EigendistortionModule(ee.models.OnOff(), picture, tol=1e-3)
+    trainer = L.Trainer(precision="64-true", logger=False, enable_progress_bar=False,
+                        enable_model_summary=False, accelerator="cpu",
+                        default_root_dir=tmp_path)  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"dtype: the checkpoint has torch\.float32"):
+        trainer.fit(module, ckpt_path=str(tmp_path / "single" / "last.ckpt"))
+
+
+# -- what a saved configuration may say ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"root": "${oc.env:HOME}"},
+        {"tags": {"a": "x ${oc.env:HOME}"}},
+        {"tags": {"${oc.env:HOME}": "x"}},
+        {"model": {"layers": [{"a": ["${model}"]}]}},
+    ],
+)
+def test_interpolations_in_a_saved_configuration_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="interpolation"):
+        check_resolved(config)
+
+
+def test_ordinary_configurations_pass() -> None:
+    check_resolved(json.loads(json.dumps(settings("run_name=a$b"))))
+
+
+# -- a run that went on elsewhere ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "fetched", "told"),
+    [
+        ('{"step": 9}', True, "went on elsewhere, to step 9"),
+        ('{"step": 3}', False, ""),
+        ('{"step": 2}', False, ""),
+        ('{"step": "9"}', False, ""),
+        ("[]", False, "is not used"),
+        ("[" * 100_000, False, "is not used"),
+        (None, False, ""),
+    ],
+)
+def test_the_newer_checkpoint_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str | None, fetched: bool, told: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    folder = make_run(tmp_path, "a")
+    got: list[str] = []
+
+    def artifact(store: Any, run_id: str, path: str, destination: Path) -> Path:
+        if answer is None:
+            raise RunNotFoundError("gone")
+        (destination / "metadata.json").write_text(answer)
+        return destination / "metadata.json"
+
+    monkeypatch.setattr("eigenexp.experiments.resuming.download_artifact", artifact)
+    monkeypatch.setattr(
+        "eigenexp.experiments.resuming.download_checkpoint", lambda *a: got.append(a[1])
+    )
+    monkeypatch.setattr("eigenexp.experiments.resuming.load_metadata", lambda _: {"step": 3})
+    said: list[str] = []
+    refresh_run(folder, said.append)
+    assert bool(got) is fetched
+    assert told in " ".join(said)
+    assert bool(said) is bool(told)
+
+
+def test_the_local_stores_copy_is_used_where_no_checkpoint_here_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = local_store(tmp_path)
+    folder = make_run(tmp_path, store.create_run("e"))
+    last = folder.checkpoints / "last.ckpt"
+    facts = {"metadata": {"schema_version": 1}}
+    save_checkpoint({"global_step": 3, METADATA_KEY: facts}, last)
+    (tmp_path / "metadata.json").write_bytes(metadata_path(last).read_bytes())
+    for path in (last, tmp_path / "metadata.json"):
+        store.upload(folder.run_id, path, "checkpoints/last")
+    said: list[str] = []
+    refresh_run(folder, said.append)
+    assert said == []
+    for path in folder.checkpoints.glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:100])
+    refresh_run(folder, said.append)
+    assert "no whole checkpoint here" in said[0]
+    assert find_checkpoint(folder.checkpoints) == folder.checkpoints / "last.ckpt"

@@ -1,0 +1,82 @@
+"""What tables of runs sort by, what descriptions tell, and that names in them stay names."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from eigenexp.experiments.config import compose_config, plain_config, shown_settings
+from eigenexp.runs.overview import description, escape_markdown, failed_description, result_row
+from tests.report.conftest import make_spectrum
+
+ATTACK = "<script>x</script> [a](javascript:x) ![b](http://e.org/p.png) | `c` **d** \x1b[31m\n# e"
+
+
+def test_a_row_has_both_ends_the_worst_residual_and_the_worst_status() -> None:
+    spectrum = make_spectrum(residuals=torch.tensor([1e-5, 4e-4, 2e-5, 1e-5]))
+    row = result_row(spectrum)
+    assert (row["lambda_max"], row["lambda_min"]) == (4.0, pytest.approx(4e-3))
+    assert row["worst_residual"] == pytest.approx(1e-4)  # over λmax = 4
+    assert (row["status"], row["pairs"], row["pairs_proven"]) == ("unverified", 4, 3)
+
+
+def test_an_end_that_was_not_asked_for_has_no_value() -> None:
+    whole = make_spectrum()
+    fields = ("eigenvalues", "eigenvectors", "eigenindex", "residuals", "error_bounds", "status")
+    top = replace(whole, **{name: getattr(whole, name)[:2] for name in fields})
+    assert result_row(top)["lambda_max"] == 4.0
+    assert result_row(top)["lambda_min"] is None
+
+
+def test_a_description_has_the_verdict_and_a_line_a_pair() -> None:
+    text = description("Net at camera", make_spectrum(notes=("a note",)))
+    assert "3 of 4 pairs proven" in text
+    assert "| 190 | 0.04 | 5.0e-06 | 1.0e-09 | converged |" in text
+    assert text.endswith("*a note*")
+
+
+def test_many_pairs_are_shown_by_their_ends() -> None:
+    text = description("Net", make_spectrum(k=20))
+    rows = [line for line in text.splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) == 12
+    assert "| … | 28 more | | | |" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        escape_markdown(ATTACK),
+        description(ATTACK, make_spectrum(notes=(ATTACK,), method=ATTACK)),
+        failed_description(ATTACK, ValueError(ATTACK)),
+    ],
+    ids=["text", "description", "failure"],
+)
+def test_names_neither_format_nor_run(text: str) -> None:
+    assert "<script" not in text
+    assert "\x1b" not in text
+    assert "](" not in text
+    assert "http://" not in text
+    assert not re.search(r"(?m)^# e|(?<!\\)`|\*\*d", text)
+    assert "<script>x</script>" in html.unescape(text.replace("\\", ""))
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    return plain_config(compose_config(overrides))
+
+
+def test_parameters_are_what_identifies_a_run_and_what_is_unusual() -> None:
+    assert shown_settings(settings("model=lgg", "image.crop=20", "solver.k=3"), "camera") == {
+        "model": "LuminanceContrastGainControl",
+        "picture": "camera",
+        "solver.k": 3,
+        "image.crop": 20,
+    }
+    shown = shown_settings(settings("model.kernel_size=21", "trainer.max_steps=9"), "camera")
+    assert shown["model.kernel_size"] == 21
+    assert shown["trainer.max_steps"] == 9
+    assert not [key for key in shown if key.startswith("operator.")]
