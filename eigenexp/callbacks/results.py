@@ -21,13 +21,12 @@ from eigenexp.callbacks.stopping import solver_module
 from eigenexp.errors import CheckpointError
 from eigenexp.modules.eigendistortion import EigendistortionModule
 from eigenexp.pictures.saving import PICTURE_FILE, save_picture
+from eigenexp.runs.folder import CONVERGENCE_FILE
 from eigenexp.runs.overview import description, result_row
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.storage.atomic import write_atomic
 
-__all__ = ["CONVERGENCE_FILE", "ResultFiles", "convergence_table", "eigenvalue_table"]
-
-CONVERGENCE_FILE = "convergence.csv"
+__all__ = ["ResultFiles", "convergence_table", "eigenvalue_table"]
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eigenexp.checkpoints.provenance import SCHEMA_VERSION, plain
+from eigenexp.checkpoints.provenance import SCHEMA_VERSION
 from eigenexp.errors import CheckpointError
+from eigenexp.storage.plain import plain
 
 __all__ = [
     "Difference",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata as importlib_metadata
 from typing import Any
@@ -16,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigenexp.storage.hashing import tensor_sha256
+from eigenexp.storage.plain import plain
+
 __all__ = [
     "SCHEMA_VERSION",
     "checkpoint_metadata",
     "environment",
     "git_state",
     "model_fingerprint",
-    "plain",
-    "tensor_sha256",
 ]
 
 SCHEMA_VERSION = 1
@@ -145,14 +145,6 @@ def _git(folder: str, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def tensor_sha256(tensor: Tensor) -> str:
-    """Return the SHA-256 of dtype, shape and values; equal on every device."""
-    values = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)}".encode())
-    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def model_fingerprint(
     model: nn.Module | Callable[..., Any],
     image: Tensor,
@@ -220,27 +212,3 @@ def _sketch(output: Tensor) -> list[float]:
     angle = torch.arange(len(y), dtype=torch.float64)
     waves = (torch.ones_like(y), torch.cos(angle), torch.sin(0.7 * angle))
     return [float(torch.linalg.vector_norm(y)), *(float(y @ wave) for wave in waves)]
-
-
-def plain(value: Any) -> Any:
-    """Turn configurations, paths, enums, tensors and arrays into plain containers.
-
-    What has no plain form becomes its ``str``.
-    """
-    if value is None:
-        return None
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
-    if isinstance(value, (bool, int, float, str)):  # subclasses, numpy scalars among them
-        for kind in (bool, int, float, str):
-            if isinstance(value, kind):
-                return kind(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(plain(entry) for entry in value)
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
-        return [plain(entry) for entry in value]
-    if hasattr(value, "tolist"):  # tensors, arrays, numpy scalars
-        return plain(value.tolist())
-    return str(value)

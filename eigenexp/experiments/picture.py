@@ -15,7 +15,6 @@ import lightning as L
 
 from eigenexp.callbacks import GracefulStop, ResultFiles
 from eigenexp.callbacks.sending import send_description, send_settings
-from eigenexp.checkpoints.provenance import plain
 from eigenexp.distributed.ranks import is_first_rank
 from eigenexp.errors import TrackingError
 from eigenexp.experiments.building import (
@@ -35,6 +34,7 @@ from eigenexp.pictures.picture import Picture
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
 from eigenexp.runs.overview import failed_description, model_name, problem_row, result_row
 from eigenexp.spectrum import Spectrum, StopReason
+from eigenexp.storage.plain import plain
 from eigenexp.tracking import MLflowLogger
 
 __all__ = ["RunResult", "Start", "solve_picture"]

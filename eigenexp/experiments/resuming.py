@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from eigenexp.checkpoints.files import CheckpointWarning, find_checkpoint, load_metadata
-from eigenexp.checkpoints.provenance import plain
 from eigenexp.distributed.ranks import is_first_rank
 from eigenexp.distributed.rendezvous import decided_by_first
 from eigenexp.errors import (
@@ -26,6 +25,7 @@ from eigenexp.experiments.building import build_picture
 from eigenexp.pictures.picture import Picture
 from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture
 from eigenexp.runs.folder import RunFolder, find_run, list_runs
+from eigenexp.storage.plain import plain
 from eigenexp.tracking import Store, download_artifact, download_checkpoint
 from eigenexp.tracking.store import check_run_id
 

@@ -22,15 +22,11 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from eigenexp.checkpoints.agreement import check_same
 from eigenexp.checkpoints.compatibility import Difference, check_metadata
 from eigenexp.checkpoints.files import METADATA_KEY
-from eigenexp.checkpoints.provenance import (
-    checkpoint_metadata,
-    model_fingerprint,
-    plain,
-    tensor_sha256,
-)
-from eigenexp.distributed.ranks import check_same, leave_at_exit, together
+from eigenexp.checkpoints.provenance import checkpoint_metadata, model_fingerprint
+from eigenexp.distributed.ranks import leave_at_exit, together
 from eigenexp.distributed.team import Team, Topic
 from eigenexp.eigensolvers import Eigensolver, check_settings, make_solver, multiply
 from eigenexp.eigensolvers.recasting import recast_solver, state_dtype
@@ -45,6 +41,8 @@ from eigenexp.modules.lightning_overhead import (
 from eigenexp.operators import AverageFisherOperator, FisherOperator
 from eigenexp.pictures.picture import Picture
 from eigenexp.spectrum import Spectrum
+from eigenexp.storage.hashing import tensor_sha256
+from eigenexp.storage.plain import plain
 
 __all__ = [
     "PRECISIONS",

@@ -14,13 +14,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from eigenexp.distributed.ranks import (
-    RankLostError,
-    agree,
-    check_same,
-    in_all_processes,
-    leave_at_exit,
-)
+from eigenexp.checkpoints.agreement import check_same
+from eigenexp.distributed.ranks import RankLostError, agree, in_all_processes, leave_at_exit
 from eigenexp.eigensolvers import check_settings
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError
 from eigenexp.modules.eigendistortion import (

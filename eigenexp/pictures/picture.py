@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eigenexp.checkpoints.provenance import tensor_sha256
 from eigenexp.errors import ImageError, InputTypeError
 from eigenexp.pictures.reading import Raw, read_array, read_file
+from eigenexp.storage.hashing import tensor_sha256
 
 __all__ = ["Picture", "bundled_pictures", "load_picture"]
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from eigenexp.checkpoints.provenance import plain, tensor_sha256
 from eigenexp.errors import ImageError
 from eigenexp.pictures.picture import Picture
 from eigenexp.pictures.reading import read_regular
 from eigenexp.storage.atomic import write_atomic
+from eigenexp.storage.hashing import tensor_sha256
+from eigenexp.storage.plain import plain
 
 __all__ = ["PICTURE_FILE", "load_saved_picture", "save_picture"]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from eigenexp.callbacks.results import CONVERGENCE_FILE
 from eigenexp.checkpoints.files import find_checkpoint, load_checkpoint
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, RunNotFoundError
 from eigenexp.pictures.picture import Picture, load_picture
@@ -21,7 +20,7 @@ from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture
 from eigenexp.report.page import render_report
 from eigenexp.report.unfinished import fetch_result, spectrum_so_far
 from eigenexp.report.view import ReportRun
-from eigenexp.runs.folder import RunFolder, find_run
+from eigenexp.runs.folder import CONVERGENCE_FILE, RunFolder, find_run
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.storage.atomic import write_atomic
 from eigenexp.storage.json_files import read_json

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenexp.callbacks.results import CONVERGENCE_FILE
 from eigenexp.checkpoints.files import METADATA_KEY, find_checkpoint, load_checkpoint
 from eigenexp.eigensolvers import make_solver
 from eigenexp.eigensolvers.recasting import state_dtype
 from eigenexp.errors import CheckpointError, RunNotFoundError
 from eigenexp.pictures.saving import PICTURE_FILE
-from eigenexp.runs.folder import RunFolder
+from eigenexp.runs.folder import CONVERGENCE_FILE, RunFolder
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.tracking import Store, download_artifact, download_checkpoint
 from eigenexp.tracking.store import check_run_id

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from eigenexp.checkpoints.provenance import plain
 from eigenexp.errors import InputError
 from eigenexp.plots.pixels import Array, Range, peak, picture_range, show_array, to_float
 from eigenexp.spectrum import PairStatus, Spectrum
+from eigenexp.storage.plain import plain
 
 __all__ = [
     "DEFAULT_STRENGTH",

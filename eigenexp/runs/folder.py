@@ -12,8 +12,10 @@ from typing import Any
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
 from eigenexp.storage.json_files import read_json
 
-__all__ = ["OUT_OF_TIME", "RunFolder", "find_run", "list_runs", "open_root"]
+__all__ = ["CONVERGENCE_FILE", "OUT_OF_TIME", "RunFolder", "find_run", "list_runs", "open_root"]
 
+CONVERGENCE_FILE = "convergence.csv"
+"""Residuals and eigenvalues of a run over its products, among its results."""
 OUT_OF_TIME = 124
 """Exit code of a run that ``trainer.max_time`` ended, as ``timeout`` has it."""
 

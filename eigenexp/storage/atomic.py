@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from eigenexp.checkpoints.provenance import plain
+from eigenexp.storage.plain import plain
 
 if sys.platform != "win32":
     import fcntl

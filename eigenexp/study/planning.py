@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from eigenexp.checkpoints.compatibility import check_metadata
-from eigenexp.checkpoints.provenance import checkpoint_metadata, model_fingerprint, plain
+from eigenexp.checkpoints.provenance import checkpoint_metadata, model_fingerprint
 from eigenexp.eigensolvers import make_solver
 from eigenexp.errors import CheckpointError, EigenexpError, InputError
 from eigenexp.operators import BatchedFisherOperator, FisherOperator
 from eigenexp.operators.batched import pictures_at_once
 from eigenexp.pictures.picture import Picture
 from eigenexp.pictures.sources import PictureSource
+from eigenexp.storage.plain import plain
 from eigenexp.study.folder import StudyFolder
 
 __all__ = ["Planner"]

@@ -18,9 +18,9 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 
 from eigenexp.checkpoints.files import metadata_path
-from eigenexp.checkpoints.provenance import plain
 from eigenexp.distributed.ranks import first_rank_only, is_first_rank
 from eigenexp.errors import TrackingError
+from eigenexp.storage.plain import plain
 from eigenexp.tracking.outbox import Outbox
 from eigenexp.tracking.spool import Record
 from eigenexp.tracking.store import STATUSES, Store, check_run_id

@@ -32,14 +32,11 @@ from eigenexp.checkpoints.files import (
     verify_checkpoint,
 )
 from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
-from eigenexp.checkpoints.provenance import (
-    checkpoint_metadata,
-    model_fingerprint,
-    plain,
-    tensor_sha256,
-)
+from eigenexp.checkpoints.provenance import checkpoint_metadata, model_fingerprint
 from eigenexp.errors import CheckpointError
 from eigenexp.storage.atomic import remove_orphans, write_json_atomic
+from eigenexp.storage.hashing import tensor_sha256
+from eigenexp.storage.plain import plain
 
 DATA = Path(__file__).parents[1] / "data"
 

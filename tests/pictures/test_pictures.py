@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from eigenexp.checkpoints.provenance import tensor_sha256
 from eigenexp.errors import ImageError, InputTypeError
 from eigenexp.pictures.picture import bundled_pictures, load_picture
+from eigenexp.storage.hashing import tensor_sha256
 
 RNG = np.random.default_rng(0)
 COLOR = RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8)
