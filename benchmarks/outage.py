@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tracking import SETTINGS, problem, verdict
+from tracked_problem import SETTINGS, problem, verdict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracking import SETTINGS, problem, verdict
+from tracked_problem import SETTINGS, problem, verdict
 
 EVERY = 10  # steps between checkpoints
 KINDS = ("step", "checkpoint", "upload", "flush")

@@ -22,6 +22,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tracked_problem import SETTINGS, problem, verdict
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -52,20 +54,6 @@ def build(product_seconds: float):
             return super()._multiply(probe)
 
     return Heavy, lambda: work(count)
-
-
-def problem():
-    """Return a model with a crowded spectrum, so that no solver is done early, and a picture."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 1024, bias=False))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.randn(1024, 1024, generator=generator) / 32)
-    return model.double(), torch.rand(1, 1, 32, 32, generator=generator, dtype=torch.float64)
-
-
-SETTINGS = {"method": "lanczos", "k": 2, "which": "both", "tol": 1e-13, "basis_size": 24}
 
 
 class Bare:
@@ -175,12 +163,6 @@ def slow_server(folder: Path, delay: float) -> Iterator[str | None]:
         server.stop()
 
 
-def verdict(name: str, passed: bool, figures: str) -> bool:
-    """Print one bar's line."""
-    print(f"{'PASS' if passed else 'FAIL'} {name}: {figures}", flush=True)
-    return passed
-
-
 def measure_fit(options: argparse.Namespace) -> bool:
     """Compare each chunk of tracked steps with the bare steps run right after it."""
     import statistics
@@ -220,7 +202,7 @@ def measure_long(options: argparse.Namespace) -> bool:
     """Log as ConvergenceLogging does over many steps; report memory and the store's size."""
     import psutil
 
-    from eigenexp.tracking import MLflowLogger
+    from eigenexp.tracking.mlflow_logger import MLflowLogger
 
     process = psutil.Process()
     with tempfile.TemporaryDirectory() as scratch:

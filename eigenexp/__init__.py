@@ -27,7 +27,7 @@ _HOMES = {
     "GracefulStop": "eigenexp.callbacks",
     "JacobianOperator": "eigenexp.operators",
     "LoadWarning": "eigenexp.compat.eigendistortion",
-    "MLflowLogger": "eigenexp.tracking",
+    "MLflowLogger": "eigenexp.tracking.mlflow_logger",
     "PairStatus": "eigenexp.spectrum",
     "Picture": "eigenexp.pictures.picture",
     "ResultFiles": "eigenexp.callbacks",

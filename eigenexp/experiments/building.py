@@ -28,7 +28,7 @@ from eigenexp.modules.average import AverageModule, load_mean
 from eigenexp.modules.eigendistortion import EigendistortionModule
 from eigenexp.pictures.picture import Picture, load_picture
 from eigenexp.runs.folder import RunFolder
-from eigenexp.tracking import MLflowLogger
+from eigenexp.tracking.mlflow_logger import MLflowLogger
 
 __all__ = [
     "TRUSTED_PACKAGES",

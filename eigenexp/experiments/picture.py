@@ -35,7 +35,7 @@ from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
 from eigenexp.runs.overview import failed_description, model_name, problem_row, result_row
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.storage.plain import plain
-from eigenexp.tracking import MLflowLogger
+from eigenexp.tracking.mlflow_logger import MLflowLogger
 
 __all__ = ["RunResult", "Start", "solve_picture"]
 

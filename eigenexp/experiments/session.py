@@ -20,7 +20,7 @@ from eigenexp.experiments.building import build_trainer
 from eigenexp.modules.eigendistortion import EigendistortionModule
 from eigenexp.modules.study import StudyModule
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
-from eigenexp.tracking import MLflowLogger
+from eigenexp.tracking.mlflow_logger import MLflowLogger
 
 __all__ = ["check_settings", "fit_to_the_end", "name_run", "set_threads"]
 

@@ -31,8 +31,8 @@ from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
 from eigenexp.runs.overview import model_name, problem_row, records_row
 from eigenexp.spectrum import StopReason
 from eigenexp.study.folder import StudyFolder
-from eigenexp.tracking import MLflowLogger
 from eigenexp.tracking.children import ChildRuns
+from eigenexp.tracking.mlflow_logger import MLflowLogger
 
 __all__ = ["StudyResult", "fit_study", "is_study", "study_summary"]
 

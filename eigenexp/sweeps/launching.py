@@ -190,7 +190,7 @@ class _Parent:
         if not manifest["logger"]["mlflow"]:
             return
         from eigenexp.console import quiet
-        from eigenexp.tracking import MLflowLogger
+        from eigenexp.tracking.mlflow_logger import MLflowLogger
 
         jobs = len(manifest["jobs"])
         self._logger = MLflowLogger(

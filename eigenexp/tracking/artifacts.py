@@ -7,7 +7,6 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from eigenexp.checkpoints.files import CheckpointWarning, verify_checkpoint
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
 from eigenexp.tracking.files import copy_atomic, safe_relative
 from eigenexp.tracking.store import Store, one_line
@@ -92,6 +91,8 @@ def download_checkpoint(
     CheckpointError
         When no checkpoint of it is whole.
     """
+    from eigenexp.checkpoints.files import CheckpointWarning, verify_checkpoint  # imports torch
+
     if kind is not None and kind not in _KINDS:
         raise CheckpointError(f"kind: expected 'last' or 'best', got {kind!r}")
     run = store.find_run(run_id).info.run_id

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from eigenexp.errors import RunNotFoundError, TrackingError
-from eigenexp.tracking import MLflowLogger, list_artifacts, sync
+from eigenexp.tracking import list_artifacts, sync
 from eigenexp.tracking.delivery import Sender
+from eigenexp.tracking.mlflow_logger import MLflowLogger
 from eigenexp.tracking.spool import find_spools, session_record
 from tests.tracking.conftest import drain, history, new_spool, point
 

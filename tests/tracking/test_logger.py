@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader
 from eigenexp.checkpoints.files import load_checkpoint, save_checkpoint
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
 from eigenexp.tracking import (
-    MLflowLogger,
     Store,
     download_artifact,
     download_checkpoint,
     list_artifacts,
     sync,
 )
+from eigenexp.tracking.mlflow_logger import MLflowLogger
 from eigenexp.tracking.spool import find_spools
 from tests.tracking.conftest import history
 
@@ -213,7 +213,7 @@ def test_store_dead_from_the_start(make_logger, tmp_path, store, caplog):
 def test_a_process_that_ends_without_a_word_leaves_no_running_run(root, store):
     code = """
 import sys
-from eigenexp.tracking import MLflowLogger
+from eigenexp.tracking.mlflow_logger import MLflowLogger
 logger = MLflowLogger("e", root=sys.argv[1])
 print(logger.version)
 logger.log_metrics({"a": 1.0}, 0)
