@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from eigenexp.distributed.ranks import is_first_rank
 from eigenexp.distributed.rendezvous import decided_by_first, started_by_scheduler
 from eigenexp.errors import EigenexpError
 from eigenexp.runs.overview import problem_row, records_row, result_row
-from eigenexp.sweeps.apart import run_apart
+from eigenexp.storage.processes import passing_signals_to, start_module
 from eigenexp.sweeps.manifest import FAILED, FINISHED, PENDING, RUNNING, STOPPED, Job, SweepFolder
 from eigenexp.sweeps.resources import granted_threads, num_processes, take_gpu
 
@@ -134,9 +135,12 @@ class SweepJob:
         return state, exit_code
 
     def _run_apart(self, index: int) -> str:
-        """Run a job in a process of its own, and wait for it."""
+        """Run a job in a process of its own, and wait for it: on a signal it saves and ends."""
         folder = SweepFolder(Path(self.root), self.sweep_id)
-        run_apart(self, index)
+        facts = {**dataclasses.asdict(self), "in_process": False}
+        process = start_module("eigenexp.sweeps.worker", {"job": facts, "index": index})
+        with passing_signals_to(process):
+            process.wait()
         job = folder.job(index)
         if job.state == STOPPED and self.in_process:
             raise SweepStoppedError(int(job.facts.get("exit_code") or 130))

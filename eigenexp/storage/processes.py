@@ -1,0 +1,153 @@
+"""Start a module of ours as a process, and what such a process does first.
+
+Arguments travel in one environment variable: the argument list of a process is there for every user
+of the machine to read, and an address or token in it would be too. Processes that the started one
+starts by its own command (Lightning does, one for each device) read the same arguments.
+
+The started process holds the reading end of a pipe as its standard input and nothing is ever
+written to it: that it closes says that the parent is done, or dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from eigenexp.errors import InputError
+
+__all__ = [
+    "STOP_SIGNALS",
+    "live_beside_parent",
+    "module_arguments",
+    "passing_signals_to",
+    "start_module",
+    "when_parent_closes",
+]
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+"""What a run stops on, with a checkpoint."""
+
+_ARGUMENTS = "EIGENEXP_ARGUMENTS"
+_HOME = Path(__file__).absolute().parents[2]  # where the package lies: it may not be installed
+
+
+def start_module(
+    module: str,
+    arguments: Mapping[str, Any],
+    *,
+    output: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start ``python -m module`` in a session of its own.
+
+    Parameters
+    ----------
+    module
+        Dotted name; its ``main`` calls :func:`module_arguments`.
+    arguments
+        Plain values, for JSON; secrets may be among them.
+    output
+        File that takes what the process prints, at its end; ``None``: this process's own output.
+    environment
+        Variables that are set where this process's environment does not set them.
+
+    Returns
+    -------
+    subprocess.Popen
+        Its ``stdin`` is a pipe: closing it tells the process to end, as the death of this process
+        does (:func:`when_parent_closes`).
+
+    Raises
+    ------
+    OSError
+        When there is no process or file to be had.
+    """
+    paths = [str(_HOME), os.environ.get("PYTHONPATH", "")]
+    variables = {
+        **(environment or {}),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        _ARGUMENTS: json.dumps(dict(arguments)),
+    }
+    with contextlib.nullcontext() if output is None else output.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            env=variables,
+            # Ctrl-C reaches every process of a terminal; what it is to do is the parent's to say.
+            start_new_session=True,
+        )
+
+
+def module_arguments() -> dict[str, Any]:
+    """Return what :func:`start_module` was given, in the process that it started.
+
+    Raises
+    ------
+    InputError
+        When the process was started by other means.
+    """
+    try:
+        found = json.loads(os.environ[_ARGUMENTS])
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{_ARGUMENTS}: expected the arguments that eigenexp starts this process with, got "
+            f"{'none' if isinstance(error, KeyError) else 'no JSON'}; it is not meant to be "
+            "started by hand"
+        ) from error
+    return dict(found)
+
+
+def when_parent_closes(call: Callable[[], object]) -> None:
+    """Call ``call`` once, from a thread, when the parent closes our standard input or dies."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(sys.stdin.fileno(), 1024):
+                pass
+        call()
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def live_beside_parent() -> None:
+    """Serve a solve from this process: its signals are not ours, its processor time is its own."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(10)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+
+
+@contextmanager
+def passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Hand signals on to ``process`` within the block, whose end decides; main thread alone."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
