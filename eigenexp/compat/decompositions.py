@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eigenexp.compat.early_products import EarlyProducts
 from eigenexp.compat.orthogonal_iteration import RitzPairs
 from eigenexp.eigensolvers import RandomizedSVD
 from eigenexp.eigensolvers.dense_decomposition import jacobian_eigenpairs, perturbation_bounds
 from eigenexp.eigensolvers.randomized_svd import VERIFICATION_PRODUCTS
 from eigenexp.errors import ProductError
-from eigenexp.operators import FisherOperator
+from eigenexp.operators import FisherLike
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 
 __all__ = [
@@ -75,7 +74,7 @@ def sketch_products(k: int, p: int, q: int) -> int:
 
 
 def randomized_spectrum(
-    operator: FisherOperator | EarlyProducts,
+    operator: FisherLike,
     k: int,
     p: int,
     q: int,
@@ -87,16 +86,15 @@ def randomized_spectrum(
     The block is made orthonormal before each product, so that no power overflows. Source: Halko,
     Martinsson and Tropp, SIAM Review 53 (2011), algorithm 4.4.
     """
+    problem = operator.problem
     solver = RandomizedSVD(
-        operator.shape[0],
+        problem.n,
         k=k,
         oversampling=p,
         power_iterations=q,
         tol=tol,
         seed=seed,
-        rank_bound=operator.rank_bound,
-        dtype=operator.dtype,
-        device=operator.device,
+        **problem.as_settings(),
     )
     while not solver.done:
         solver.tell(*operator.apply(solver.ask()))
@@ -107,8 +105,8 @@ def randomized_spectrum(
     spectrum = assemble(
         [pairs],
         [torch.arange(k)],
-        image_shape=operator.image_shape,
-        rank_bound=operator.rank_bound,
+        image_shape=problem.image_shape,
+        rank_bound=problem.rank_bound,
         scale=float(ritz.values[0]),
         tol=tol,
         num_products=solver.num_products,

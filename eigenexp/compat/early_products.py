@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import ModelError
-from eigenexp.operators import FisherOperator
+from eigenexp.operators import FisherLike, FisherOperator
+from eigenexp.operators.protocol import Request
 
 __all__ = ["SKETCH", "EarlyProducts", "early_products"]
 
@@ -34,18 +35,14 @@ class EarlyProducts:
         self, graph: FisherOperator, tape: Callable[[], FisherOperator], limit: int
     ) -> None:
         self.graph, self.tape, self.limit = graph, tape, limit
-        self.shape = graph.shape
-        self.image_shape = graph.image_shape
-        self.rank_bound = graph.rank_bound
-        self.dtype = graph.dtype
-        self.device = graph.device
+        self.problem = graph.problem
         self._done = 0
 
-    def apply(self, block: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return ``(F V, J V)``."""
+    def apply(self, block: Tensor, request: Request = "fisher") -> tuple[Tensor, Tensor | None]:
+        """Return ``(F V, J V)``, or what else is requested."""
         self._done += block.shape[1]
         operator = self.graph if self._done <= self.limit else self.tape()
-        return operator.apply(block)
+        return operator.apply(block, request)
 
 
 def early_products(
@@ -54,7 +51,7 @@ def early_products(
     planned: int,
     tape: Callable[[], FisherOperator],
     short: int = SHORT_CALL,
-) -> EarlyProducts | FisherOperator:
+) -> FisherLike:
     """Return what a call that plans so many products does them with.
 
     Parameters

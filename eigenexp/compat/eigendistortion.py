@@ -19,7 +19,7 @@ from eigenexp.compat.decompositions import (
 )
 from eigenexp.compat.early_products import SKETCH
 from eigenexp.compat.files import examine_saved_synthesis
-from eigenexp.compat.orthogonal_iteration import End, OrthogonalIteration, Products, RitzPairs
+from eigenexp.compat.orthogonal_iteration import End, OrthogonalIteration, RitzPairs
 from eigenexp.compat.synthesis import Synthesis
 from eigenexp.compat.validation import (
     check_count,
@@ -31,6 +31,7 @@ from eigenexp.compat.validation import (
 from eigenexp.eigensolvers import Progress, make_solver, multiply
 from eigenexp.eigensolvers.recasting import recast_solver, state_dtype
 from eigenexp.errors import InputError, InputTypeError
+from eigenexp.operators import FisherLike
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 
 __all__ = [
@@ -252,10 +253,11 @@ class Eigendistortion(Synthesis):
         restart: bool,
     ) -> None:
         operator = self._products(max_iter * k * (2 if which == "both" else 1))
+        problem = operator.problem
         kind = ("power", k, which)
         if restart or self._solver_kind != kind:
             self._solver = OrthogonalIteration(
-                operator.shape[0], k, which, seed, operator.dtype, operator.device
+                problem.n, k, which, seed, problem.dtype, problem.device
             )
             self._solver_kind = kind
         iteration: OrthogonalIteration = self._solver
@@ -264,15 +266,15 @@ class Eigendistortion(Synthesis):
                 if end is not None:
                     self._run(operator, iteration, end, max_iter, criterion, tol, callback)
         except BaseException:
-            self._keep_power(operator.rank_bound, iteration, tol)
+            self._keep_power(problem.rank_bound, iteration, tol)
             raise
-        self._keep_power(operator.rank_bound, iteration, tol)
+        self._keep_power(problem.rank_bound, iteration, tol)
         # Orthogonal iteration verifies nothing: that its pairs are unverified is no news.
         self._warn_if_open(PairStatus.UNCONVERGED)
 
     def _run(
         self,
-        operator: Products,
+        operator: FisherLike,
         iteration: OrthogonalIteration,
         end: End,
         max_iter: int,

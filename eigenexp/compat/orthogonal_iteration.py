@@ -18,20 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.rayleigh_ritz import rayleigh_ritz
+from eigenexp.operators import FisherLike
 
 __all__ = ["End", "OrthogonalIteration", "RitzPairs"]
-
-
-class Products(Protocol):
-    """What is needed of an operator: ``(F V, J V)``."""
-
-    def apply(self, block: Tensor) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class End:
         self.change = math.inf
         self.steps = 0
 
-    def step(self, operator: Products, shift: float) -> None:
+    def step(self, operator: FisherLike, shift: float) -> None:
         """Multiply once, measure, and prepare the next block."""
         products, responses = operator.apply(self.block)
         pairs, images = RitzPairs.of(self.block, products, responses)

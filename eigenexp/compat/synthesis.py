@@ -13,11 +13,11 @@ from torch import Tensor
 from eigenexp.compat import checks as synthesis_checks
 from eigenexp.compat import files as synthesis_files
 from eigenexp.compat.decompositions import residual_status
-from eigenexp.compat.early_products import SHORT_CALL, EarlyProducts, early_products
+from eigenexp.compat.early_products import SHORT_CALL, early_products
 from eigenexp.compat.orthogonal_iteration import OrthogonalIteration, RitzPairs
 from eigenexp.compat.validation import check_model, validate_image
 from eigenexp.errors import InputError, ModelError
-from eigenexp.operators import FisherOperator
+from eigenexp.operators import FisherLike, FisherOperator
 from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["Synthesis"]
@@ -100,7 +100,7 @@ class Synthesis:
             self._operator = _linearise(self._model, self._image, self._num_responses)
         return self._operator
 
-    def _products(self, planned: int, short: int = SHORT_CALL) -> EarlyProducts | FisherOperator:
+    def _products(self, planned: int, short: int = SHORT_CALL) -> FisherLike:
         """F for a call that plans so many products."""
         if self._num_responses <= FEW_RESPONSES:
             return self.operator

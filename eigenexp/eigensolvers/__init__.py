@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from eigenexp.eigensolvers.lanczos import Lanczos
 from eigenexp.eigensolvers.power import Power
 from eigenexp.eigensolvers.randomized_svd import RandomizedSVD
 from eigenexp.errors import InputError
+from eigenexp.operators.protocol import FisherLike, Problem
 from eigenexp.spectrum import Spectrum
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "FisherLike",
     "Lanczos",
     "Power",
+    "Problem",
     "Progress",
     "RandomizedSVD",
     "Request",
@@ -51,44 +53,16 @@ METHODS: dict[str, type[Eigensolver]] = {
 """The methods by name; ``"auto"`` is the one that serves most problems best."""
 
 
-class FisherLike(Protocol):
-    """What a solver is driven with: a symmetric operator that knows its sizes."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(n, n)``."""
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape of one picture."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the vectors."""
-
-    @property
-    def device(self) -> torch.device:
-        """Of the vectors."""
-
-    @property
-    def rank_bound(self) -> int:
-        """Upper bound of the rank of F."""
-
-    @property
-    def start(self) -> Tensor | None:
-        """``(n, s)`` vectors worth trying first."""
-
-    def apply(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``(F V, J V)``."""
-
-
-def make_solver(operator: FisherLike, method: str = "auto", **settings: Any) -> Eigensolver:
-    """Return a solver for ``operator``, sizes, dtype and device taken from it.
+def make_solver(
+    operator: FisherLike | Problem, method: str = "auto", **settings: Any
+) -> Eigensolver:
+    """Return a solver for ``operator``, sizes, dtype and device taken from its problem.
 
     Parameters
     ----------
     operator
-        ``FisherOperator`` or ``DenseOperator``.
+        Anything with a ``problem`` and products, as ``FisherOperator`` or ``DenseOperator``; or the
+        problem alone, for a solver whose products come from elsewhere or not at all.
     method
         A key of :data:`METHODS`.
     settings
@@ -99,16 +73,8 @@ def make_solver(operator: FisherLike, method: str = "auto", **settings: Any) -> 
     InputError
         When the method or a setting is unknown or does not fit.
     """
-    return _kind(method, settings)(
-        operator.shape[0],
-        rank_bound=operator.rank_bound,
-        image_shape=tuple(operator.image_shape),
-        dtype=operator.dtype,
-        device=operator.device,
-        start=operator.start,
-        product_eps=float(getattr(operator, "product_eps", 0.0)),
-        **settings,
-    )
+    problem = operator if isinstance(operator, Problem) else operator.problem
+    return _kind(method, settings)(problem.n, **problem.as_settings(), **settings)
 
 
 def check_settings(
@@ -130,8 +96,7 @@ def check_settings(
     InputError
         When the method or a setting is unknown or does not fit.
     """
-    kind = _kind(method, settings)
-    kind(math.prod(image_shape), image_shape=image_shape, dtype=dtype, **settings)
+    make_solver(Problem.of_size(image_shape, dtype), method, **settings)
 
 
 def _kind(method: str, settings: Mapping[str, Any]) -> type[Eigensolver]:
@@ -152,21 +117,13 @@ def _settings_of(kind: type[Eigensolver]) -> set[str]:
     """Return what a user may set: the common settings and the method's own options."""
     own = inspect.signature(kind.__init__).parameters
     common = {"k", "which", "tol", "seed", "max_products"}
-    return common | (set(own) - {"self", "n", "settings"} - set(_FROM_OPERATOR))
-
-
-_FROM_OPERATOR = ("rank_bound", "image_shape", "dtype", "device", "start", "product_eps")
+    of_problem = {field.name for field in fields(Problem)}
+    return common | (set(own) - {"self", "n", "settings"} - of_problem)
 
 
 def multiply(operator: FisherLike, request: Request, block: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return what a solver requested for ``block``, and the responses J V where at hand."""
-    if request == "fisher":
-        return operator.apply(block)
-    jacobian = getattr(operator, "jacobian", None)
-    if jacobian is None:
-        raise InputError(f"operator: expected one with a Jacobian for {request!r} products")
-    product: Tensor = jacobian.matmat(block) if request == "jacobian" else jacobian.rmatmat(block)
-    return product, None
+    return operator.apply(block, request)
 
 
 def solve(
@@ -181,7 +138,7 @@ def solve(
     Parameters
     ----------
     operator
-        ``FisherOperator`` or ``DenseOperator``.
+        Anything with a ``problem`` and products, as ``FisherOperator`` or ``DenseOperator``.
     method, settings
         See :func:`make_solver`.
     callback
@@ -203,4 +160,4 @@ def solve(
         solver.tell(*multiply(operator, solver.request, block))
         if callback is not None and callback(solver) is True:
             break
-    return solver.result().reshape(operator.image_shape)
+    return solver.result().reshape(operator.problem.image_shape)

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from eigenexp.eigensolvers.numerics import rounding_floor, unit_of
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ProductError
+from eigenexp.operators.protocol import Request
 from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["Eigensolver", "Progress", "Request", "Settings", "Which"]
 
 Which = Literal["top", "bottom", "both"]
-Request = Literal["fisher", "jacobian", "adjoint"]
 
 STATE_VERSION = 1
 

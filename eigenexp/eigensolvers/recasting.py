@@ -7,10 +7,10 @@ its state cannot be continued; its best vectors can.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from eigenexp.eigensolvers import Eigensolver, FisherLike, make_solver
 from eigenexp.errors import CheckpointError
@@ -18,19 +18,6 @@ from eigenexp.errors import CheckpointError
 __all__ = ["recast_solver", "state_dtype"]
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
-
-
-class _Recast:
-    """An operator's sizes with another dtype and other vectors to try first."""
-
-    def __init__(self, operator: FisherLike, dtype: torch.dtype, start: Tensor | None) -> None:
-        self.shape = operator.shape
-        self.image_shape = operator.image_shape
-        self.rank_bound = operator.rank_bound
-        self.device = operator.device
-        self.dtype = dtype
-        self.start = start
-        self.apply = operator.apply
 
 
 def recast_solver(
@@ -55,13 +42,14 @@ def recast_solver(
         When the state is of another size or method.
     """
     dtype = state_dtype(state)
-    before = make_solver(_Recast(operator, dtype, operator.start), **settings)
+    problem = operator.problem
+    before = make_solver(replace(problem, dtype=dtype), **settings)
     before.load_state_dict(state)
     found = before.result().eigenvectors.flatten(1).mT
-    start = found.to(dtype=operator.dtype, device=operator.device)
-    if operator.start is not None:
-        start = torch.cat([start, operator.start], dim=1)
-    solver = make_solver(_Recast(operator, operator.dtype, start), **settings)
+    start = found.to(dtype=problem.dtype, device=problem.device)
+    if problem.start is not None:
+        start = torch.cat([start, problem.start], dim=1)
+    solver = make_solver(replace(problem, start=start), **settings)
     solver.load_state_dict(_counted(solver.state_dict(), _inner(state)))
     return solver
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from eigenexp.eigensolvers import Eigensolver
+from eigenexp.eigensolvers import Eigensolver, Problem
 from eigenexp.eigensolvers.stochastic import StochasticPower
 from eigenexp.errors import ImageError, InputError
 from eigenexp.modules.eigendistortion import EigendistortionModule, ModuleOperator, check_trainer
@@ -99,7 +98,7 @@ class AverageModule(EigendistortionModule):
             return
         check_trainer(trainer)
         shape = tuple(self._image.shape[1:])
-        self._stochastic(math.prod(shape), image_shape=shape, dtype=self._solve_dtype(trainer))
+        self._stochastic(Problem.of_size(shape, self._solve_dtype(trainer)))
 
     def _make_operator(self, options: Mapping[str, Any]) -> AverageFisherOperator:
         like = self._image
@@ -115,19 +114,14 @@ class AverageModule(EigendistortionModule):
     def _make_solver(self, operator: ModuleOperator) -> Eigensolver:
         if self._settings["method"] != "stochastic":
             return super()._make_solver(operator)
-        return self._stochastic(
-            operator.shape[0],
-            rank_bound=operator.rank_bound,
-            image_shape=operator.image_shape,
-            dtype=operator.dtype,
-            device=operator.device,
-            start=operator.start,
-        )
+        return self._stochastic(operator.problem)
 
-    def _stochastic(self, n: int, **sizes: Any) -> StochasticPower:
+    def _stochastic(self, problem: Problem) -> StochasticPower:
         settings = {key: value for key, value in self._settings.items() if key != "method"}
         try:
-            return StochasticPower(n, num_pictures=self.num_pictures, **sizes, **settings)
+            return StochasticPower(
+                problem.n, num_pictures=self.num_pictures, **problem.as_settings(), **settings
+            )
         except TypeError as error:
             raise InputError(f"stochastic: {error}") from error
 

@@ -10,11 +10,14 @@ from eigenexp.operators.batched import BatchedFisherOperator
 from eigenexp.operators.dense import DenseOperator
 from eigenexp.operators.fisher import FisherOperator
 from eigenexp.operators.jacobian import JacobianOperator
+from eigenexp.operators.protocol import FisherLike, Problem
 
 __all__ = [
     "AverageFisherOperator",
     "BatchedFisherOperator",
     "DenseOperator",
+    "FisherLike",
     "FisherOperator",
     "JacobianOperator",
+    "Problem",
 ]

@@ -93,7 +93,7 @@ class AverageFisherOperator(Fisher):
         return len(self._images)
 
     @property
-    def rank_bound(self) -> int:  # type: ignore[override]
+    def rank_bound(self) -> int:
         """``min(P m, n)``: the rank of F̄ is at most this."""
         return min(self.shape[0], self.num_responses)
 

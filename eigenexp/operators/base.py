@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import InputError, InputTypeError
+from eigenexp.operators.protocol import Problem, Request
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -207,7 +208,10 @@ class Adjoint:
 class Fisher(_Operator):
     """F ``(n, n)``, symmetric, as an operator; subclasses compute the products."""
 
-    rank_bound: int
+    @property
+    @abc.abstractmethod
+    def rank_bound(self) -> int:
+        """Upper bound of the rank of F."""
 
     def __init__(self) -> None:
         self._counter = ColumnCounter()
@@ -218,20 +222,49 @@ class Fisher(_Operator):
         """``(n, s)`` vectors worth trying first at the bottom of the spectrum, or None."""
 
     @property
+    @abc.abstractmethod
+    def jacobian(self) -> Jacobian:
+        """J, with F = JᵀJ.
+
+        Raises
+        ------
+        InputError
+            When F is all there is.
+        """
+
+    @property
     def product_eps(self) -> float:
         """Relative rounding of a product: residuals below a few times it · λmax say nothing."""
         return torch.finfo(self.dtype).eps
+
+    @property
+    def problem(self) -> Problem:
+        """Everything a solver must know beside the products."""
+        return Problem(
+            image_shape=self.image_shape,
+            rank_bound=self.rank_bound,
+            dtype=self.dtype,
+            device=self.device,
+            start=self.start,
+            product_eps=self.product_eps,
+        )
 
     @property
     def num_products(self) -> int:
         """Columns of F·V computed so far; all-zero columns (padding) are not counted."""
         return self._counter.count
 
-    def apply(self, block: Tensor) -> tuple[Tensor, Tensor | None]:
+    def apply(self, block: Tensor, request: Request = "fisher") -> tuple[Tensor, Tensor | None]:
         """Return ``(F V, J V)`` for ``block`` V of shape ``(n, b)``.
 
-        ``F V`` is ``(n, b)``; ``J V`` is ``(m, b)``, or None where there is no J.
+        ``F V`` is ``(n, b)``; ``J V`` is ``(m, b)``, or None where there is no J. ``request`` asks
+        for products with J alone, see :class:`~eigenexp.operators.protocol.FisherLike`; those are
+        counted by :attr:`jacobian`.
         """
+        if request == "jacobian":
+            return self.jacobian.matmat(block), None
+        if request == "adjoint":
+            return self.jacobian.rmatmat(block), None
         block = self._block(block, self.shape[1], "block")
         count = count_columns(block)
         self._counter.add(count)

@@ -22,6 +22,7 @@ from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.precision import InPrecision
 from eigenexp.operators.probing import Model, copy_image, respond, undisturbed
+from eigenexp.operators.protocol import Problem, Request
 from eigenexp.operators.responses import flatten_rows
 from eigenexp.operators.routes import comparison_slack
 
@@ -192,7 +193,7 @@ class BatchedFisherOperator:
         return self._stack._product_eps()[place]
 
     def apply(
-        self, blocks: Mapping[int, Tensor], request: str = "fisher"
+        self, blocks: Mapping[int, Tensor], request: Request = "fisher"
     ) -> dict[int, tuple[Tensor, Tensor | None]]:
         """Return ``(F V, J V)`` for the block of each place that has one.
 
@@ -218,38 +219,28 @@ class BatchedFisherOperator:
         if self._stack is not None:
             results = self._stack.products(blocks, request)
         else:
-            results = {i: _product(self._apart[i], block, request) for i, block in blocks.items()}
+            results = {i: self._apart[i].apply(block, request) for i, block in blocks.items()}
         if request == "fisher":
             self._num_products += sum(int(count_columns(block)) for block in blocks.values())
         return results
 
 
 class _AtPicture:
-    """F at one picture of a batch: what a solver's maker wants to know of it, and its products."""
+    """F at one picture of a batch, as solvers take it."""
 
     def __init__(self, batch: BatchedFisherOperator, place: int) -> None:
         self._batch, self._place = batch, place
-        self.shape, self.image_shape = batch.shape, batch.image_shape
-        self.dtype, self.device, self.rank_bound = batch.dtype, batch.device, batch.rank_bound
-        self.start: Tensor | None = batch.starts[place]
-        self.product_eps = batch.product_eps_at(place)
-        self.jacobian = self
+        self.problem = Problem(
+            image_shape=batch.image_shape,
+            rank_bound=batch.rank_bound,
+            dtype=batch.dtype,
+            device=batch.device,
+            start=batch.starts[place],
+            product_eps=batch.product_eps_at(place),
+        )
 
-    def apply(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._batch.apply({self._place: vectors})[self._place]
-
-    def matmat(self, block: Tensor) -> Tensor:
-        return self._batch.apply({self._place: block}, "jacobian")[self._place][0]
-
-    def rmatmat(self, block: Tensor) -> Tensor:
-        return self._batch.apply({self._place: block}, "adjoint")[self._place][0]
-
-
-def _product(operator: FisherOperator, block: Tensor, request: str) -> tuple[Tensor, Tensor | None]:
-    if request == "fisher":
-        return operator.apply(block)
-    jacobian = operator.jacobian
-    return (jacobian.matmat(block) if request == "jacobian" else jacobian.rmatmat(block)), None
+    def apply(self, block: Tensor, request: Request = "fisher") -> tuple[Tensor, Tensor | None]:
+        return self._batch.apply({self._place: block}, request)[self._place]
 
 
 class _Rows(torch.nn.Module):

@@ -62,9 +62,14 @@ class DenseOperator(Fisher):
         n = like.shape[1]
         self.shape = (n, n)
         self.image_shape = (n,)
-        self.rank_bound = min(like.shape)
+        self._rank_bound = min(like.shape)
         self.dtype = like.dtype
         self.device = like.device
+
+    @property
+    def rank_bound(self) -> int:
+        """``min(m, n)``, or n for a bare matrix."""
+        return self._rank_bound
 
     @property
     def start(self) -> None:

@@ -36,14 +36,10 @@ class FisherOperator(Fisher):
 
     Attributes
     ----------
-    jacobian
-        The operator of J. Products of F count there too.
     shape
         ``(n, n)``.
     image_shape
         ``(C, H, W)``, the picture's shape without its leading 1.
-    rank_bound
-        ``min(m, n)``: the rank of F is at most this.
     """
 
     def __init__(
@@ -65,11 +61,11 @@ class FisherOperator(Fisher):
                 raise InputError(
                     "image: expected none beside a JacobianOperator, which has its own; got one"
                 )
-            self.jacobian = model
+            self._jacobian = model
         else:
             if image is None:
                 raise InputError("image: expected a picture tensor beside the model, got None")
-            self.jacobian = JacobianOperator(
+            self._jacobian = JacobianOperator(
                 model,
                 image,
                 route=route,
@@ -80,12 +76,21 @@ class FisherOperator(Fisher):
                 compile=compile,
                 model_dtype=model_dtype,
             )
-        m, n = self.jacobian.shape
+        n = self.jacobian.shape[1]
         self.shape = (n, n)
-        self.rank_bound = min(m, n)
         self.image_shape = self.jacobian.image_shape
         self.dtype = self.jacobian.dtype
         self.device = self.jacobian.device
+
+    @property
+    def jacobian(self) -> JacobianOperator:
+        """The operator of J. Products of F count there too."""
+        return self._jacobian
+
+    @property
+    def rank_bound(self) -> int:
+        """``min(m, n)``: the rank of F is at most this."""
+        return min(self.jacobian.shape)
 
     @property
     def route(self) -> str:

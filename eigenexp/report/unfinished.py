@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from eigenexp.checkpoints.files import METADATA_KEY, find_checkpoint, load_checkpoint
-from eigenexp.eigensolvers import make_solver
+from eigenexp.eigensolvers import Problem, make_solver
 from eigenexp.eigensolvers.recasting import state_dtype
 from eigenexp.errors import CheckpointError, RunNotFoundError
 from eigenexp.pictures.saving import PICTURE_FILE
@@ -22,23 +19,6 @@ from eigenexp.tracking import Store, download_artifact, download_checkpoint
 from eigenexp.tracking.store import check_run_id
 
 __all__ = ["fetch_result", "spectrum_so_far"]
-
-_CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """What a solver must know of its operator to read a state; nothing is multiplied."""
-
-    shape: tuple[int, int]
-    image_shape: tuple[int, ...]
-    dtype: torch.dtype
-    rank_bound: int
-    device: torch.device = _CPU
-    start: Tensor | None = None
-
-    def apply(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError("a checkpoint alone has no products")
 
 
 def spectrum_so_far(checkpoints: Path) -> Spectrum:
@@ -60,10 +40,11 @@ def spectrum_so_far(checkpoints: Path) -> Spectrum:
         saved = checkpoint[METADATA_KEY]
         metadata, state = dict(saved["metadata"]), saved["solver"]
         sizes = _find_settings(state)
-        n, shape = int(sizes["n"]), tuple(int(side) for side in sizes["image_shape"])
-        bound = n if sizes["rank_bound"] is None else int(sizes["rank_bound"])
-        operator = _Sizes((n, n), shape, state_dtype(state), bound)
-        solver = make_solver(operator, **metadata["solver"])
+        shape = tuple(int(side) for side in sizes["image_shape"])
+        problem = Problem.of_size(shape, state_dtype(state))
+        if sizes["rank_bound"] is not None:
+            problem = replace(problem, rank_bound=int(sizes["rank_bound"]))
+        solver = make_solver(problem, **metadata["solver"])
         solver.load_state_dict(state)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -21,6 +21,7 @@ from eigenexp.errors import CheckpointError, EigenexpError, ModelError, ProductE
 from eigenexp.operators import BatchedFisherOperator
 from eigenexp.operators.memory import to_device
 from eigenexp.operators.probing import Model
+from eigenexp.operators.protocol import Request
 from eigenexp.pictures.picture import Picture
 from eigenexp.pictures.sources import PictureSource
 from eigenexp.spectrum import Spectrum
@@ -199,7 +200,7 @@ class Cohort:
         operator = self._operator
         if operator is None:
             return
-        asked: dict[str, dict[int, Tensor]] = {}
+        asked: dict[Request, dict[int, Tensor]] = {}
         for i, place in enumerate(self._places):
             if place.solver is not None and not place.is_finished:
                 asked.setdefault(place.solver.request, {})[i] = place.solver.ask()

@@ -16,9 +16,9 @@ def multiplied(monkeypatch):
     widths = []
     apply = FisherOperator.apply
 
-    def counting(self, block):
+    def counting(self, block, *request):
         widths.append(block.shape[1])
-        return apply(self, block)
+        return apply(self, block, *request)
 
     monkeypatch.setattr(FisherOperator, "apply", counting)
     return widths

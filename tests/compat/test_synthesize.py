@@ -243,9 +243,9 @@ def routes_taken(monkeypatch, **settings):
     taken = []
     apply = FisherOperator.apply
 
-    def noting(self, block):
+    def noting(self, block, *request):
         taken.extend([self.route] * block.shape[1])
-        return apply(self, block)
+        return apply(self, block, *request)
 
     monkeypatch.setattr(FisherOperator, "apply", noting)
     eig = Eigendistortion(picture(1, 1, 6, 6), Smooth())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -211,10 +211,8 @@ def test_the_floor_follows_the_precision_of_the_network() -> None:
     assert rounding_floor(torch.float32, 1000, 1e-2) == 2e-2
     assert rounding_floor(torch.float32, 1000) == rounding_floor(torch.float32, 1000, 1e-9)
     rough = torch.linspace(1, 0.1, 60, dtype=torch.float64)
-    operator: Any = prescribed(rough)
-    type(operator).product_eps.fget  # the attribute that make_solver reads  # noqa: B018
-    solver = make_solver(operator, "lanczos")
-    assert solver.eps == torch.finfo(torch.float64).eps
-    coarse = ee.eigensolvers.Lanczos(60, product_eps=1e-3)
+    problem = prescribed(rough).problem
+    assert make_solver(problem, "lanczos").eps == torch.finfo(torch.float64).eps
+    coarse = make_solver(replace(problem, product_eps=1e-3), "lanczos")
     assert coarse.eps == 1e-3
     assert coarse.floor == 2e-3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,15 +26,8 @@ class Pictured:
 
     def __init__(self, jacobian: Tensor, image_shape: tuple[int, ...]) -> None:
         self._dense = DenseOperator.from_jacobian(jacobian)
-        self.shape, self.dtype, self.device = (
-            self._dense.shape,
-            self._dense.dtype,
-            self._dense.device,
-        )
-        self.rank_bound, self.start, self.image_shape = self._dense.rank_bound, None, image_shape
-
-    def apply(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._dense.apply(vectors)
+        self.problem = replace(self._dense.problem, image_shape=image_shape)
+        self.apply = self._dense.apply
 
 
 def made(basis: str, shape: tuple[int, int, int], seed: int = 0) -> ModulatedConvolution:

@@ -31,6 +31,7 @@ from eigenexp.pictures.picture import load_picture
 from eigenexp.pictures.saving import save_picture
 from eigenexp.runs.folder import RunFolder
 from eigenexp.spectrum import Spectrum
+from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.tracking import local_store
 from tests.processes import LONG, kill_after_a_checkpoint, only_run, run, start
 
@@ -211,7 +212,7 @@ def test_a_picture_resized_with_other_rounding_is_the_runs_own(photo) -> None:
     save_picture(
         ee.Picture(tensor, "photo", rounded.record), folder.results / "picture.safetensors"
     )
-    copied["picture"]["sha256"] = ee.images.tensor_sha256(tensor)
+    copied["picture"]["sha256"] = tensor_sha256(tensor)
     assert resumed_picture(folder, chosen, copied).tensor.equal(tensor)
 
 
@@ -260,6 +261,25 @@ def test_double_precision_goes_on_from_the_vectors_of_single(tmp_path: Path) -> 
     exact = torch.linalg.svdvals(jacobian).square()
     np.testing.assert_allclose(spectrum.eigenvalues[0], exact[0], rtol=1e-9)
     np.testing.assert_allclose(spectrum.eigenvalues[-1], exact[-1], atol=1e-9 * float(exact[0]))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+@pytest.mark.filterwarnings("ignore::eigenexp.checkpoints.compatibility.ProvenanceWarning")
+@pytest.mark.filterwarnings("ignore:not every pair is proven")
+def test_a_bfloat16_network_goes_on_in_double_as_it_starts_there(tmp_path: Path) -> None:
+    options = {
+        "which": "top",
+        "method": "lanczos",
+        "operator_options": {"model_dtype": torch.bfloat16},
+    }
+    solve(tmp_path / "single", "32-true", tol=1e-1, **options)
+    checkpoint = tmp_path / "single" / "last.ckpt"
+    after = solve(tmp_path / "on", "64-true", checkpoint, tol=1e-4, **options)
+    fresh = solve(tmp_path / "fresh", "64-true", tol=1e-4, **options)
+    for module in (after, fresh):
+        assert module.solver.dtype == torch.float64
+        assert module.solver.eps == module.operator.product_eps > 1e-4
+        assert module.spectrum().stop_reason == "floor"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")

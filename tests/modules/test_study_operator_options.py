@@ -77,10 +77,10 @@ def test_in_low_precision_a_picture_does_not_feel_the_size_of_the_others(
     alone = ee.FisherOperator(model, images[0], model_dtype=dtype)
     eps = alone.product_eps
     torch.testing.assert_close(expected, alone @ block, rtol=0, atol=4 * eps * float(block.norm()))
-    assert batch.at(0).product_eps == pytest.approx(eps, rel=1.0)
-    assert batch.at(0).product_eps > 1e-4
+    assert batch.at(0).problem.product_eps == pytest.approx(eps, rel=1.0)
+    assert batch.at(0).problem.product_eps > 1e-4
     other = BatchedFisherOperator(model, [images[0], images[2], images[1]], model_dtype=dtype)
-    assert other.at(0).product_eps == batch.at(0).product_eps
+    assert other.at(0).problem.product_eps == batch.at(0).problem.product_eps
 
 
 def test_a_network_that_mixes_pictures_is_found_out_in_low_precision() -> None:
@@ -195,7 +195,7 @@ def test_an_unknown_option_is_named(tmp_path: Path) -> None:
 # -- the command line ------------------------------------------------------------------------------
 
 QUIET = ["logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
-NETWORK = ["model=custom", "model._target_=tests.study.test_operator_options.network"]
+NETWORK = ["model=custom", "model._target_=tests.modules.test_study_operator_options.network"]
 FOLDER = ["image=folder", "image.path=photos", "solver.which=top", "solver.tol=5e-2"]
 
 

@@ -38,7 +38,7 @@ def test_products_are_those_of_each_picture_alone(
         torch.testing.assert_close(
             batch.apply({i: pushed}, "adjoint")[i][0], alone.jacobian.rmatmat(pushed)
         )
-        torch.testing.assert_close(batch.at(i).start, alone.start)
+        torch.testing.assert_close(batch.at(i).problem.start, alone.start)
         one = ee.solve(batch.at(i), method="auto", k=2)
         torch.testing.assert_close(one.eigenvalues, ee.solve(alone, k=2).eigenvalues)
 
