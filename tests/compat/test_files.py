@@ -222,7 +222,7 @@ def test_examine_prints_versions_name_and_tensors(saved, capsys):
     assert examine_saved_synthesis(path) is None
     text = capsys.readouterr().out
     for part in (torch.__version__, "eigenexp.Eigendistortion", "(36,), torch.float64, cpu",
-                 "model: models.Smooth", "(1, 1, 6, 6)"):  # fmt: skip
+                 "model: tests.compat.models.Smooth", "(1, 1, 6, 6)"):  # fmt: skip
         assert part in text
 
 

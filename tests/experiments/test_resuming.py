@@ -30,7 +30,7 @@ from eigenexp.experiments.resuming import (
 from eigenexp.pictures.picture import load_picture
 from eigenexp.pictures.saving import save_picture
 from eigenexp.runs.folder import RunFolder
-from eigenexp.spectrum import Spectrum
+from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.tracking import local_store
 from tests.processes import LONG, kill_after_a_checkpoint, only_run, run, start
@@ -265,7 +265,6 @@ def test_double_precision_goes_on_from_the_vectors_of_single(tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 @pytest.mark.filterwarnings("ignore::eigenexp.checkpoints.compatibility.ProvenanceWarning")
-@pytest.mark.filterwarnings("ignore:not every pair is proven")
 def test_a_bfloat16_network_goes_on_in_double_as_it_starts_there(tmp_path: Path) -> None:
     options = {
         "which": "top",
@@ -279,7 +278,7 @@ def test_a_bfloat16_network_goes_on_in_double_as_it_starts_there(tmp_path: Path)
     for module in (after, fresh):
         assert module.solver.dtype == torch.float64
         assert module.solver.eps == module.operator.product_eps > 1e-4
-        assert module.spectrum().stop_reason == "floor"
+        assert module.solver.stop_reason is StopReason.FLOOR
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
