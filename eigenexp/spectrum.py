@@ -13,10 +13,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from eigenexp.console import known_digits
 from eigenexp.errors import CheckpointError, InputError
 from eigenexp.storage.atomic import write_atomic
 
-__all__ = ["SPECTRUM_FILE", "PairStatus", "Spectrum", "StopReason"]
+__all__ = ["SPECTRUM_FILE", "PairStatus", "Spectrum", "StopReason", "with_canonical_signs"]
 
 SPECTRUM_FILE = "spectrum.safetensors"
 """Name of the file of pairs in any folder of results."""
@@ -88,7 +89,8 @@ class Spectrum:
     eigenvalues
         ``(k,)``, decreasing; measured as ‖Jv‖² where the response was at hand.
     eigenvectors
-        ``(k, *image_shape)``, unit 2-norm each, signs arbitrary; ``(k, n)`` from a bare solver.
+        ``(k, *image_shape)``, unit 2-norm each, with the sign of :func:`with_canonical_signs`;
+        ``(k, n)`` from a bare solver.
     eigenindex
         ``(k,)`` int64: place of each pair in the whole spectrum, 0 the largest, n − 1 the smallest.
     residuals
@@ -146,6 +148,7 @@ class Spectrum:
         wrong = {name: length for name, length in lengths.items() if length != k}
         if wrong:
             raise InputError(f"expected {k} entries in each field, one an eigenvalue; got {wrong}")
+        object.__setattr__(self, "eigenvectors", with_canonical_signs(self.eigenvectors))
 
     def times(self, factor: float) -> Spectrum:
         """Return the spectrum of ``factor`` · F, the same vectors with all else in proportion."""
@@ -183,8 +186,31 @@ class Spectrum:
         """Return the same spectrum with ``metadata`` added (the new value wins)."""
         return replace(self, metadata={**self.metadata, **metadata})
 
+    @property
+    def is_null(self) -> tuple[bool, ...]:
+        """Which pairs lie in the known null space of F: their eigenvalues are 0, whatever θ is."""
+        first = self.num_pixels - self.null_space_dimension
+        return tuple(index >= first for index in self.eigenindex.tolist())
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Each eigenvalue with the digits its error bound supports.
+
+        ``1.0293(2)``, ``≤ 2e-06``, ``0 (null space)``; see :func:`eigenexp.console.known_digits`.
+        Ritz values of the lower half bound theirs from above, also where nothing else is known.
+        """
+        lower = (self.eigenindex >= self.num_pixels / 2).tolist()
+        values, bounds = self.eigenvalues.tolist(), self.error_bounds.tolist()
+        return tuple(
+            "0 (null space)" if null else known_digits(value, bound, is_ceiling=is_lower)
+            for value, bound, null, is_lower in zip(
+                values, bounds, self.is_null, lower, strict=True
+            )
+        )
+
     def rows(self) -> list[dict[str, Any]]:
         """Return one plain dict a pair, ready for a table or a CSV file."""
+        known = self.known
         return [
             {
                 "index": int(self.eigenindex[i]),
@@ -192,6 +218,7 @@ class Spectrum:
                 "residual": float(self.residuals[i]),
                 "relative_residual": float(self.relative_residuals[i]),
                 "error_bound": float(self.error_bounds[i]),
+                "known": known[i],
                 "status": self.status[i].value,
                 "num_products": self.num_products,
             }
@@ -206,7 +233,7 @@ class Spectrum:
         lines = [head]
         for row in self.rows():
             lines.append(
-                f"{row['index']:>8} {row['eigenvalue']:>14.7g} {row['relative_residual']:>14.2e} "
+                f"{row['index']:>8} {row['known']:>14} {row['relative_residual']:>14.2e} "
                 f"{row['error_bound']:>12.2e}  {row['status']:<11} {row['num_products']:>8}"
             )
         lines.append(
@@ -296,6 +323,30 @@ class Spectrum:
                 f"{path}: expected a spectrum written by eigenexp, got a safetensors file without "
                 f"its header or fields ({type(error).__name__}: {error})"
             ) from error
+
+
+def with_canonical_signs(vectors: Tensor) -> Tensor:
+    """Return vectors with signs that every run, file and figure agrees on.
+
+    The entry of largest size is positive. Of several that are equally large but for rounding (an
+    antisymmetric vector has two), the first one is.
+
+    Parameters
+    ----------
+    vectors
+        ``(k, …)``, one a row. Not changed; returned as it is where every sign is right already.
+    """
+    if not vectors.numel():
+        return vectors
+    flat = vectors.flatten(1)
+    sizes = flat.abs()
+    largest = sizes.amax(dim=1, keepdim=True)
+    as_large = sizes >= largest * (1 - torch.finfo(flat.dtype).eps ** 0.5)
+    first = as_large.to(torch.uint8).argmax(dim=1, keepdim=True)
+    wrong = flat.gather(1, first) < 0
+    if not bool(wrong.any()):
+        return vectors
+    return torch.where(wrong, -flat, flat).reshape(vectors.shape)
 
 
 _TENSORS = ("eigenvalues", "eigenvectors", "eigenindex", "residuals", "error_bounds")

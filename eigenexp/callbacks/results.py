@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 
 
 def eigenvalue_table(spectrum: Spectrum) -> str:
-    """Return the pairs as CSV: index, eigenvalue, residuals, error bound, status, products."""
+    """Return the pairs as CSV: index, eigenvalue, residuals, bound, known digits, status, products.
+
+    Numbers are whole; ``known`` is the eigenvalue as tables print it, ``3.9(2)e-06``.
+    """
     rows = spectrum.rows()
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["index"])

@@ -355,7 +355,7 @@ class Eigendistortion(Synthesis):
             what = "not converged" if PairStatus.UNCONVERGED in spectrum.status else "not verified"
             warnings.warn(
                 f"{len(rows)} of {len(spectrum)} pairs are {what}, the worst index "
-                f"{worst['index']}: λ = {worst['eigenvalue']:.4g} with ‖Fv − λv‖ = "
+                f"{worst['index']}: λ = {worst['known']} with ‖Fv − λv‖ = "
                 f"{worst['residual']:.3g} (λmax = {spectrum.scale:.4g}); {_remedy(spectrum)}",
                 stacklevel=4,
             )

@@ -275,7 +275,7 @@ def sensitivity_figure(
     for color, i in enumerate(chosen):
         moved = to_float(sensitivity(model, image, select(spectrum, i), distances.tolist()))
         value = max(float(spectrum.eigenvalues[i]), 0.0)
-        label = f"index {int(spectrum.eigenindex[i])}, λ = {value:.3g}"
+        label = f"index {int(spectrum.eigenindex[i])}, λ = {spectrum.known[i]}"
         seen = moved > 0
         lowest = min(lowest, *moved[seen]) if seen.any() else 0.0
         ax.plot(distances[seen], moved[seen], "o", markersize=4, color=f"C{color}", label=label)

@@ -301,7 +301,7 @@ def _pair_title(spectrum: Spectrum, i: int) -> str:
     place = {0: " (largest)", n - 1: " (smallest)"}.get(index, "") if n > 1 else ""
     status = spectrum.status[i]
     doubt = "" if status is PairStatus.CONVERGED else f", {status.value}"
-    return f"index {index}{place}\nλ = {float(spectrum.eigenvalues[i]):.4g}{doubt}"
+    return f"index {index}{place}\nλ = {spectrum.known[i]}{doubt}"
 
 
 def _size(shown: Array) -> tuple[float, float]:

@@ -93,14 +93,12 @@ def _extreme(spectrum: Spectrum, place: int) -> str:
     n, index = spectrum.num_pixels, int(spectrum.eigenindex[place])
     if index != (0 if place == 0 else n - 1):
         return ""
-    return f"{float(spectrum.eigenvalues[place]):.6g}"
+    return spectrum.known[place]
 
 
 def _ratio(spectrum: Spectrum) -> str:
     ratio = sensitivity_ratio(spectrum)
-    if ratio is None:
-        return ""
-    return ("≥ " if ratio["at_least"] else "") + f"{ratio['value']:.4g}"
+    return "" if ratio is None else str(ratio["text"])
 
 
 def _seconds(run: ReportRun) -> str:

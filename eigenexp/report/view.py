@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from eigenexp.console import at_least, known_digits
 from eigenexp.errors import InputError
 from eigenexp.plots.pixels import Array, Range, peak, picture_range, show_array, to_float
 from eigenexp.spectrum import PairStatus, Spectrum
@@ -176,7 +177,7 @@ def _pair(
         "place": i,
         "top": row["index"] < n / 2,
         "label": pair_label(row["index"], n),
-        "gain": math.sqrt(eigenvalue) if eigenvalue > 0 else 0.0,
+        "gain": 0.0 if spectrum.is_null[i] else math.sqrt(max(eigenvalue, 0.0)),
         "still": _still(0.5 + 0.5 * distortion / peak(distortion)),
         "sum_still": sum_still,
     }
@@ -185,8 +186,10 @@ def _pair(
 def sensitivity_ratio(spectrum: Spectrum) -> dict[str, Any] | None:
     """Return how much more strongly the model responds along the first pair than the last.
 
-    √(λ_first / λ_last), at equal strength; ``at_least`` where the last pair is not proven, or its
-    error bound leaves it open towards zero. ``None`` for one end alone.
+    √(λ_first / λ_last), at equal strength: ``value``; ``text``, with the digits that both error
+    bounds support; ``at_least`` where the last pair is not proven, or its error bound leaves it
+    open towards zero. Infinite where the last pair lies in the null space. ``None`` for one end
+    alone.
     """
     n = spectrum.num_pixels
     indices = spectrum.eigenindex.tolist()
@@ -196,13 +199,19 @@ def sensitivity_ratio(spectrum: Spectrum) -> dict[str, Any] | None:
     high_bound, low_bound = (float(spectrum.error_bounds[i]) for i in (0, -1))
     if not (high > high_bound and math.isfinite(low) and math.isfinite(low_bound)):
         return None
-    proven = spectrum.status[-1] is PairStatus.CONVERGED
-    if proven and low > 0 and low_bound <= 0.05 * low:
-        return {"value": math.sqrt(high / low), "at_least": False}
+    if spectrum.is_null[-1]:
+        return {"value": math.inf, "at_least": False, "text": "∞"}
+    least = high - high_bound
+    if spectrum.status[-1] is PairStatus.CONVERGED and low > 2 * low_bound:
+        value = math.sqrt(high / low)
+        most = math.sqrt((high + high_bound) / (low - low_bound))
+        error = max(most - value, value - math.sqrt(least / (low + low_bound)))
+        return {"value": value, "at_least": False, "text": known_digits(value, error)}
     ceiling = max(low, 0.0) + low_bound
     if ceiling <= 0:
         return None
-    return {"value": math.sqrt((high - high_bound) / ceiling), "at_least": True}
+    value = math.sqrt(least / ceiling)
+    return {"value": value, "at_least": True, "text": at_least(value)}
 
 
 # -- pictures --------------------------------------------------------------------------------------

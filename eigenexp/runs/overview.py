@@ -7,13 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eigenexp.console import known_digits
 from eigenexp.spectrum import Spectrum
 
 __all__ = [
+    "BOUND_COLUMNS",
     "ROW_COLUMNS",
     "description",
     "escape_markdown",
     "failed_description",
+    "known_end",
     "model_name",
     "problem_row",
     "records_row",
@@ -23,6 +26,8 @@ __all__ = [
 
 ROW_COLUMNS = ("model", "picture", "k", "lambda_max", "lambda_min", "worst_residual")
 """What tables of runs and of jobs have in common; ``worst_residual`` is over λmax."""
+BOUND_COLUMNS = ("lambda_max_bound", "lambda_min_bound", "null_space")
+"""What tables need beside to print λ with the digits that are known; ``null_space`` counts."""
 _MOST_PAIRS = 12
 _STATUSES = ("unconverged", "unverified", "converged")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
@@ -49,10 +54,11 @@ def result_row(spectrum: Spectrum) -> dict[str, Any]:
     """Return a result's line of a table.
 
     ``lambda_max`` and ``lambda_min`` (``None`` for an end that was not asked for),
-    ``worst_residual`` (over λmax), ``status`` (the worst of the pairs'), ``pairs``,
-    ``pairs_proven``, ``products``.
+    :data:`BOUND_COLUMNS`, ``worst_residual`` (over λmax), ``status`` (the worst of the pairs'),
+    ``pairs``, ``pairs_proven``, ``products``.
     """
-    values, scale = spectrum.eigenvalues.tolist(), float(spectrum.scale)
+    values, bounds = spectrum.eigenvalues.tolist(), spectrum.error_bounds.tolist()
+    scale = float(spectrum.scale)
     index = spectrum.eigenindex.tolist()
     worst = float(spectrum.residuals.max()) if values else float("nan")
     has_top = bool(values) and index[0] == 0
@@ -60,12 +66,31 @@ def result_row(spectrum: Spectrum) -> dict[str, Any]:
     return {
         "lambda_max": values[0] if has_top else None,
         "lambda_min": values[-1] if has_bottom else None,
+        "lambda_max_bound": bounds[0] if has_top else None,
+        "lambda_min_bound": bounds[-1] if has_bottom else None,
+        "null_space": spectrum.null_space_dimension,
         "worst_residual": worst / scale if scale > 0 else worst,
         "status": worst_status([status.value for status in spectrum.status]),
         "pairs": len(values),
         "pairs_proven": int(spectrum.converged.sum()),
         "products": spectrum.num_products,
     }
+
+
+def known_end(row: Mapping[str, Any], name: str) -> str:
+    """Return ``lambda_max`` or ``lambda_min`` of a row with the digits known; "" without a value.
+
+    A row of a run from before bounds were kept, or a damaged one, has a number alone.
+    """
+    value = row.get(name)
+    if not isinstance(value, (int, float)):
+        return ""
+    null = row.get("null_space")
+    if name == "lambda_min" and isinstance(null, int) and null > 0:
+        return "0 (null space)"
+    bound = row.get(f"{name}_bound")
+    error = float(bound) if isinstance(bound, (int, float)) else float("inf")
+    return known_digits(float(value), error, is_ceiling=name == "lambda_min")
 
 
 def records_row(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -124,7 +149,7 @@ def description(title: str, spectrum: Spectrum) -> str:
         if left_out and place == half:
             lines.append(f"| … | {left_out} more | | | |")
         lines.append(
-            f"| {pair['index']} | {pair['eigenvalue']:.7g} | {pair['relative_residual']:.1e} "
+            f"| {pair['index']} | {pair['known']} | {pair['relative_residual']:.1e} "
             f"| {pair['error_bound']:.1e} | {pair['status']} |"
         )
     lines += [f"\n*{escape_markdown(note)}*" for note in spectrum.notes[:6]]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eigenexp.console import aligned
 from eigenexp.errors import CheckpointError, InputError
 from eigenexp.runs.folder import RunFolder
-from eigenexp.runs.overview import ROW_COLUMNS
+from eigenexp.runs.overview import BOUND_COLUMNS, ROW_COLUMNS, known_end
 
 __all__ = ["COLUMNS", "format_runs", "run_rows"]
 
@@ -29,13 +29,13 @@ _HEADINGS = {
     "lambda_min": "λmin",
     "worst_residual": "residual",
 }
-_STYLES = {"lambda_max": "{:.6g}", "lambda_min": "{:.6g}", "worst_residual": "{:.1e}"}
+_ENDS = ("lambda_max", "lambda_min")
 _RIGHT = ("k", "lambda_max", "lambda_min", "worst_residual", "products")
 _WIDEST = 40
 
 
 def run_rows(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
-    """Return one row a run, :data:`COLUMNS`; ``None`` for what it does not have."""
+    """Return one row a run, :data:`COLUMNS` and what bounds λ; ``None`` for what it lacks."""
     rows = []
     for run in runs:
         try:
@@ -49,10 +49,11 @@ def run_rows(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
             facts = {"model": model, "picture": picture}
         facts["pairs"] = facts.get("status")
         facts |= {key: record.get(key) for key in ("created", "status")}
-        for column in _RIGHT:
+        for column in (*_RIGHT, *BOUND_COLUMNS):
             if not isinstance(facts.get(column), (int, float)):
                 facts[column] = None  # JSON has no NaN: a record holds its name
-        rows.append({column: facts.get(column) for column in COLUMNS} | {"run": run.run_id})
+        columns = (*COLUMNS, *BOUND_COLUMNS)
+        rows.append({column: facts.get(column) for column in columns} | {"run": run.run_id})
     return rows
 
 
@@ -81,7 +82,7 @@ def format_runs(runs: Sequence[RunFolder], sort: str = "created") -> list[str]:
     known.sort(key=lambda row: _key(row[column]), reverse=sort.startswith("-"))
     rows = known + [row for row in rows if not _is_known(row[column])]
     cells = [[_HEADINGS.get(name, name) for name in COLUMNS]]
-    cells += [[_cell(name, row[name]) for name in COLUMNS] for row in rows]
+    cells += [[_cell(name, row) for name in COLUMNS] for row in rows]
     return aligned(cells, right=[i for i, name in enumerate(COLUMNS) if name in _RIGHT])
 
 
@@ -96,11 +97,14 @@ def _key(value: Any) -> tuple[bool, float, str]:
     return (True, 0.0, str(value).lower())
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, row: Mapping[str, Any]) -> str:
+    value = row[name]
     if not _is_known(value):
         return "-"
-    if name in _STYLES and isinstance(value, (int, float)):
-        return _STYLES[name].format(value)
+    if name in _ENDS:
+        return known_end(row, name)
+    if name == "worst_residual":
+        return f"{value:.1e}"
     text = str(value)
     if name == "picture":
         text = Path(text).name or text

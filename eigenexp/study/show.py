@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from eigenexp.console import known_digits
 from eigenexp.runs.folder import RunFolder
 from eigenexp.study.folder import StudyFolder
 
@@ -16,10 +20,10 @@ def study_lines(run: RunFolder, most: int = 40) -> list[str]:
         return [f"no picture begun yet; go on with: eigenexp resume {run.run_id}"]
     records = folder.records()
     lines = [f"{len(records)} of {len(plan['pictures'])} pictures finished", ""]
-    lines.append(f"{'picture':<24} {'largest':>12} {'smallest':>12} {'products':>8}  status")
+    lines.append(f"{'picture':<24} {'largest':>14} {'smallest':>14} {'products':>8}  status")
     for record in list(records.values())[-most:]:
         pairs = record.get("pairs") or []
-        values = [f"{pairs[i]['eigenvalue']:>12.6g}" if pairs else " " * 12 for i in (0, -1)]
+        values = [f"{_known(pairs[i]) if pairs else '':>14}" for i in (0, -1)]
         status = record["error"] or ("converged" if record["converged"] else record["stop_reason"])
         lines.append(
             f"{record['name'][:24]:<24} {values[0]} {values[1]} "
@@ -29,3 +33,9 @@ def study_lines(run: RunFolder, most: int = 40) -> list[str]:
     if len(records) < len(plan["pictures"]):
         lines.append(f"go on with: eigenexp resume {run.run_id}")
     return lines
+
+
+def _known(pair: Mapping[str, Any]) -> str:
+    """Return a pair's eigenvalue with its known digits; records of before have numbers alone."""
+    known = pair.get("known")
+    return str(known or known_digits(float(pair["eigenvalue"]), float(pair["error_bound"])))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eigenexp.console import aligned
-from eigenexp.runs.overview import ROW_COLUMNS
+from eigenexp.runs.overview import BOUND_COLUMNS, ROW_COLUMNS, known_end
 from eigenexp.storage.atomic import write_atomic
 from eigenexp.sweeps.manifest import FINISHED, Job, SweepFolder
 
@@ -18,6 +18,7 @@ __all__ = ["COLUMNS", "format_table", "rows", "write_tables"]
 COLUMNS = (
     "job",
     *ROW_COLUMNS,
+    *BOUND_COLUMNS,
     "status",
     "products",
     "seconds",
@@ -54,9 +55,10 @@ def write_tables(folder: SweepFolder, jobs: Sequence[Job]) -> list[Path]:
     import pandas as pd
 
     frame = pd.DataFrame(lines)
-    for column in ("lambda_max", "lambda_min", "worst_residual", "seconds"):
+    numbers = ("lambda_max", "lambda_min", "lambda_max_bound", "lambda_min_bound")
+    for column in (*numbers, "worst_residual", "seconds"):
         frame[column] = frame[column].astype("float64")
-    for column in ("k", "products"):
+    for column in ("k", "null_space", "products"):
         frame[column] = frame[column].astype("Int64")
     packed = io.BytesIO()
     frame.to_parquet(packed, index=False)
@@ -75,8 +77,8 @@ def format_table(jobs: Sequence[Job]) -> str:
                 str(line["model"] or "?"),
                 Path(str(line["picture"] or "?")).name,
                 str(line["k"] if line["k"] is not None else "?"),
-                _number(line["lambda_max"], "{:.6g}"),
-                _number(line["lambda_min"], "{:.6g}"),
+                known_end(line, "lambda_max") or "-",
+                known_end(line, "lambda_min") or "-",
                 _number(line["worst_residual"], "{:.1e}"),
                 str(line["status"]),
                 _number(line["products"], "{:d}"),

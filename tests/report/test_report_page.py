@@ -141,7 +141,11 @@ def test_places_have_names(index: int, label: str) -> None:
 
 def test_the_ratio_is_exact_only_where_both_ends_are_proven() -> None:
     proven = make_spectrum(status=(PairStatus.CONVERGED,) * 4)
-    assert sensitivity_ratio(proven) == {"value": pytest.approx(1000**0.5), "at_least": False}
+    assert sensitivity_ratio(proven) == {
+        "value": pytest.approx(1000**0.5),
+        "at_least": False,
+        "text": "31.62278",
+    }
     unproven = sensitivity_ratio(make_spectrum())
     assert unproven is not None
     assert unproven["at_least"]
@@ -152,7 +156,15 @@ def test_the_ratio_is_exact_only_where_both_ends_are_proven() -> None:
     assert sensitivity_ratio(loose) == {
         "value": pytest.approx((4 / 0.016) ** 0.5),
         "at_least": True,
+        "text": "≥ 15",
     }
+    some = replace(loose, error_bounds=torch.tensor([1e-3, 0, 0, 2e-4], dtype=torch.float64))
+    assert sensitivity_ratio(some)["text"] == "31.6(9)"  # 31.62 within 30.85 and 32.45
+    null = replace(loose, null_space_dimension=1)
+    assert sensitivity_ratio(null) == {"value": float("inf"), "at_least": False, "text": "∞"}
+    said = Page(render_report([make_run(spectrum=null)])).text
+    assert "the ratio of sensitivities is ∞" in said
+    assert "0 (null space)" in said
     one_end = make_spectrum(eigenindex=torch.tensor([0, 1, 2, 3]))
     assert sensitivity_ratio(one_end) is None
 

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from eigenexp.experiments.config import compose_config, plain_config, shown_settings
-from eigenexp.runs.overview import description, escape_markdown, failed_description, result_row
+from eigenexp.runs.overview import (
+    description,
+    escape_markdown,
+    failed_description,
+    known_end,
+    result_row,
+)
 from tests.report.conftest import make_spectrum
 
 ATTACK = "<script>x</script> [a](javascript:x) ![b](http://e.org/p.png) | `c` **d** \x1b[31m\n# e"
@@ -36,8 +42,19 @@ def test_an_end_that_was_not_asked_for_has_no_value() -> None:
 def test_a_description_has_the_verdict_and_a_line_a_pair() -> None:
     text = description("Net at camera", make_spectrum(notes=("a note",)))
     assert "3 of 4 pairs proven" in text
-    assert "| 190 | 0.04 | 5.0e-06 | 1.0e-09 | converged |" in text
+    assert "| 190 | 0.04000000 | 5.0e-06 | 1.0e-09 | converged |" in text
     assert text.endswith("*a note*")
+
+
+def test_a_row_prints_its_ends_with_the_digits_that_are_known() -> None:
+    bounds = torch.tensor([3e-3, 1e-9, 1e-9, 9e-3], dtype=torch.float64)
+    row = result_row(make_spectrum(error_bounds=bounds))
+    assert (known_end(row, "lambda_max"), known_end(row, "lambda_min")) == ("4.000(3)", "≤ 0.013")
+    null = result_row(make_spectrum(null_space_dimension=5))
+    assert known_end(null, "lambda_min") == "0 (null space)"
+    old = {"lambda_max": 4.03214, "lambda_min": 4e-3, "lambda_min_bound": "nan"}
+    assert (known_end(old, "lambda_max"), known_end(old, "lambda_min")) == ("≈ 4", "≤ 0.004")
+    assert known_end({}, "lambda_min") == ""
 
 
 def test_many_pairs_are_shown_by_their_ends() -> None:
