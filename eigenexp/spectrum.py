@@ -41,6 +41,20 @@ class StopReason(enum.StrEnum):
         """One sentence: what happened, and what to do where something can be done."""
         return _MESSAGES[self]
 
+    def message_in(self, dtype: torch.dtype) -> str:
+        """Return :attr:`message` for a solve in ``dtype``: with advice that helps there."""
+        if self is not StopReason.FLOOR:
+            return self.message
+        if dtype == torch.float64:
+            return (
+                "the residuals rest above tol at the rounding floor of the products; raise tol, or "
+                "let the model itself compute in float64 where it does not"
+            )
+        return (
+            "the residuals rest above tol at the rounding floor of the products; solve in float64 "
+            "or raise tol"
+        )
+
 
 _MESSAGES = {
     StopReason.RUNNING: "not finished: the values are the best so far; go on to let them converge",
@@ -56,8 +70,8 @@ _MESSAGES = {
         "or resume"
     ),
     StopReason.FLOOR: (
-        "the residuals rest at the rounding floor of this dtype above tol; solve in float64 or "
-        "raise tol"
+        "the residuals rest above tol at the rounding floor of the products; raise tol, or compute "
+        "them in a higher precision where there is one"
     ),
     StopReason.STAGNATED: (
         "the residuals stopped falling above tol; try method='auto', a larger basis or a larger tol"
@@ -174,6 +188,11 @@ class Spectrum:
         return self.residuals / self.scale if self.scale > 0 else self.residuals
 
     @property
+    def stop_message(self) -> str:
+        """Why the solve stopped, in words, and what to try next in this precision."""
+        return self.stop_reason.message_in(self.eigenvectors.dtype)
+
+    @property
     def num_pixels(self) -> int:
         """Number n of picture values, the order of F."""
         return self.eigenvectors[0].numel() if len(self) else 0
@@ -238,7 +257,7 @@ class Spectrum:
             )
         lines.append(
             f"{self.method or 'solver'}: {self.num_products} products "
-            f"({self.num_verification_products} of them verification); {self.stop_reason.message}"
+            f"({self.num_verification_products} of them verification); {self.stop_message}"
         )
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

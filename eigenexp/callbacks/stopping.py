@@ -32,9 +32,7 @@ def stop_message(solver: Eigensolver) -> str | None:
     """Return why ``solver`` stopped, in words, or ``None`` while it has something to ask."""
     if not solver.done:
         return None
-    return (
-        f"{solver.name} stopped after {solver.num_products} products: {solver.stop_reason.message}"
-    )
+    return f"{solver.name} stopped after {solver.num_products} products: {solver.stop_reason.message_in(solver.dtype)}"
 
 
 class ConvergenceStopping(L.Callback):

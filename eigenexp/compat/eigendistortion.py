@@ -369,7 +369,7 @@ def _remedy(spectrum: Spectrum) -> str:
         )
     if spectrum.stop_reason is StopReason.RUNNING:
         return "call synthesize again to go on"
-    return spectrum.stop_reason.message
+    return spectrum.stop_message
 
 
 def _take(spectrum: Spectrum, places: list[int]) -> Spectrum:

@@ -329,7 +329,7 @@ class EigendistortionModule(L.LightningModule):
             worst = max(row["relative_residual"] for row in doubtful)
             warnings.warn(
                 f"{len(doubtful)} of {len(spectrum)} pairs are not proven (worst residual "
-                f"{worst:.1e} of λmax, tol {spectrum.tol:.1e}): {spectrum.stop_reason.message}",
+                f"{worst:.1e} of λmax, tol {spectrum.tol:.1e}): {spectrum.stop_message}",
                 stacklevel=2,
             )
         return spectrum

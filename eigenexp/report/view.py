@@ -133,7 +133,7 @@ def run_view(run: ReportRun, number: int) -> dict[str, Any]:
         "proven": proven,
         "verdict": f"{proven} of {len(spectrum)} pairs proven",
         "all_proven": proven == len(spectrum),
-        "stop": spectrum.stop_reason.message,
+        "stop": spectrum.stop_message,
         "method": spectrum.method,
         "num_products": spectrum.num_products,
         "num_verification": spectrum.num_verification_products,

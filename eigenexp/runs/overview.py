@@ -133,7 +133,7 @@ def description(title: str, spectrum: Spectrum) -> str:
     lines = [
         f"**{escape_markdown(title)}**: {row['pairs_proven']} of {row['pairs']} pairs proven, "
         f"{row['products']} products with {escape_markdown(spectrum.method or 'a solver')}. "
-        f"{escape_markdown(spectrum.stop_reason.message.capitalize())}.",
+        f"{escape_markdown(spectrum.stop_message.capitalize())}.",
         "",
     ]
     pairs = spectrum.rows()

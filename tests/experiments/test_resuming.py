@@ -279,6 +279,9 @@ def test_a_bfloat16_network_goes_on_in_double_as_it_starts_there(tmp_path: Path)
         assert module.solver.dtype == torch.float64
         assert module.solver.eps == module.operator.product_eps > 1e-4
         assert module.solver.stop_reason is StopReason.FLOOR
+        with pytest.warns(UserWarning, match="rounding floor") as told:
+            module.spectrum()
+        assert not any("solve in float64" in str(warning.message) for warning in told)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
