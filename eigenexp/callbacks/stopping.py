@@ -32,7 +32,8 @@ def stop_message(solver: Eigensolver) -> str | None:
     """Return why ``solver`` stopped, in words, or ``None`` while it has something to ask."""
     if not solver.done:
         return None
-    return f"{solver.name} stopped after {solver.num_products} products: {solver.stop_reason.message_in(solver.dtype)}"
+    why = solver.stop_reason.message_in(solver.dtype)
+    return f"{solver.name} stopped after {solver.num_products} products: {why}"
 
 
 class ConvergenceStopping(L.Callback):
