@@ -140,6 +140,8 @@ class AverageFisherOperator(Fisher):
             **self._options,
         )
         self._checked.add(index)
+        if index == 0 and fresh:  # a second linearisation is not checked for coarse steps
+            self._product_eps = operator.product_eps
         m = operator.jacobian.shape[0]
         self._responses = m if self._responses is None else max(m, self._responses)
         if len(self._kept) < self._keep:

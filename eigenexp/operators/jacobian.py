@@ -42,8 +42,9 @@ class JacobianOperator(Jacobian):
         the cache of a CPU, or busy an accelerator. More columns take more memory. Columns go one
         by one whatever is asked where a model's operations cannot be batched.
     check
-        Whether to check, once, that the model is not random, and that the products of the route
-        are finite, repeatable and adjoint (⟨JV, U⟩ = ⟨V, JᵀU⟩). Costs about ten forward passes.
+        Whether to check, once, that the model is not random, that the products of the route are
+        finite, repeatable and adjoint (⟨JV, U⟩ = ⟨V, JᵀU⟩), and whether the model itself rounds
+        more coarsely than the picture's dtype. Costs about twelve forward passes.
     allow_zero
         Whether a zero Jacobian is taken; otherwise it is an error, being nearly always a mistake.
     recompute
@@ -124,6 +125,8 @@ class JacobianOperator(Jacobian):
         )
         self.response = self._route.response
         self.shape = (self.response.numel(), self.image.numel())
+        if self._route.coarse is not None:
+            eps = self._route.coarse.eps
         if eps is not None:
             self._route = replace(
                 self._route,
@@ -162,8 +165,9 @@ class JacobianOperator(Jacobian):
     def product_eps(self) -> float:
         """Relative rounding of a product, as ``torch.finfo(dtype).eps`` is of one operation.
 
-        The network's own where it computes in a lower precision, or may (on an accelerator); there
-        it is measured, once, by how far J and Jᵀ are from linear. No residual below a few times
+        The network's own where it computes in a lower precision (asked to, or by a step of its
+        own), or may (on an accelerator); there it is measured, once, by how far J and Jᵀ are from
+        linear. No residual below a few times
         ``product_eps`` · λmax carries information.
         """
         return max(self._product_eps())

@@ -3,22 +3,96 @@
 The picture, blocks and products stay float32; the network computes in bfloat16 or float16. Its
 products are linear up to its own rounding only, which is measured. They are those of the network
 as it is then: rounding moves units across the kinks of a ReLU, so its J is not that in float32.
+
+A model may also hold a step in a lower precision of its own making (a cast, ``torch.autocast``).
+That too shows in how far its products are from linear; :func:`find_coarse_step` then says where.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eigenexp.errors import InputTypeError, ModelError
 from eigenexp.operators.responses import flatten_response
 
-__all__ = ["LOW_PRECISIONS", "InPrecision", "linearity_defect", "scaled"]
+__all__ = [
+    "LOW_PRECISIONS",
+    "CoarseStep",
+    "InPrecision",
+    "find_coarse_step",
+    "linearity_defect",
+    "scaled",
+]
 
 LOW_PRECISIONS = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class CoarseStep:
+    """The coarsest arithmetic met in a forward pass.
+
+    ``dtype`` it is in, the first ``operation`` that gave it, and whether ``torch.autocast`` was on.
+    """
+
+    dtype: torch.dtype
+    operation: str
+    autocast: bool
+
+    @property
+    def eps(self) -> float:
+        """Relative rounding of one operation."""
+        return torch.finfo(self.dtype).eps
+
+    def __str__(self) -> str:
+        """Return what to say of it."""
+        cause = "torch.autocast in it" if self.autocast else "a cast or a constant in it"
+        return f"{self.operation} in {self.dtype} ({cause})"
+
+
+def find_coarse_step(forward: Callable[[], Any], image: Tensor) -> CoarseStep | None:
+    """Return the coarsest arithmetic in a forward pass, or None if all is in ``image``'s dtype."""
+    operations, calls = _Operations(), _Calls(image.device.type)
+    with operations, calls:
+        forward()
+    coarsest = max(operations.first, key=lambda dtype: torch.finfo(dtype).eps, default=image.dtype)
+    if torch.finfo(coarsest).eps <= torch.finfo(image.dtype).eps:
+        return None
+    return CoarseStep(coarsest, operations.first[coarsest], calls.autocast)
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the first operation with a result in each floating dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.first: dict[torch.dtype, str] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex()):
+                self.first.setdefault(part.dtype, str(func.overloadpacket))
+        return result
+
+
+class _Calls(TorchFunctionMode):
+    """Notes whether anything was called under autocast, which operations do not see."""
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__()
+        self._device_type = device_type
+        self.autocast = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.autocast = self.autocast or torch.is_autocast_enabled(self._device_type)
+        return func(*args, **(kwargs or {}))
 
 
 class InPrecision(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from eigenexp.errors import EigenexpError, ImageError, InputTypeError, ModelError
 from eigenexp.operators.responses import flatten_response
@@ -71,16 +73,33 @@ def undisturbed(model: Model, device: torch.device) -> Iterator[None]:
 
     The caller may be in ``no_grad``, ``inference_mode`` or autocast; none of them reaches the
     model. Random states, and what the model changes in its own buffers, are put back. Attention
-    takes its mathematical kernel: the fused ones have no second derivative.
+    takes its mathematical kernel: the fused ones have no second derivative. What the model has
+    compiled of itself runs uncompiled: the compiler would trace the recording of it, for minutes.
+
+    Raises
+    ------
+    ModelError
+        When a weight has no shape yet.
     """
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
+        _uncompiled(),
         _random_states(device),
         _module_state(model),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    # Where nothing was compiled, there is no need to import the compiler.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -108,6 +127,7 @@ def _module_state(model: Model) -> Iterator[None]:
     if not isinstance(module, torch.nn.Module):
         yield
         return
+    _check_initialized(module)
     kept = [(tensor, tensor.detach()) for tensor in (*module.parameters(), *module.buffers())]
     # Running statistics are small, and their kernels do not mark them as changed. Weights that
     # are written in place by a forward pass are not met in practice.
@@ -124,6 +144,15 @@ def _module_state(model: Model) -> Iterator[None]:
                 if buffer.device.type != "cpu" or not torch.equal(buffer, copy):
                     # Through .data: a kept graph may hold the buffer, as it is put back to be.
                     buffer.data.copy_(copy)
+
+
+def _check_initialized(module: torch.nn.Module) -> None:
+    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            raise ModelError(
+                f"model: expected weights of known shape, got {name} without one (a lazy module); "
+                "call the model once on a picture first, and load its weights"
+            )
 
 
 class Linearization:

@@ -36,6 +36,7 @@ import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
 from eigenexp.errors import ModelError
+from eigenexp.operators.precision import CoarseStep, find_coarse_step
 from eigenexp.operators.probing import (
     Linearization,
     Model,
@@ -51,6 +52,11 @@ from eigenexp.operators.tape import record
 __all__ = ["AUTOMATIC", "ROUTES", "Route", "choose_route", "comparison_slack"]
 
 Product = Callable[[Tensor], Tensor]
+
+# Departure from linear, in units of the picture's eps, from which a lower precision is looked for.
+# Within one precision 100 and more were not met; from float64 to float32 it is 1e8, from float32
+# to bfloat16 or float16 1e4.
+COARSE = 500
 
 # The dense Jacobian of the last resort takes at most this many bytes.
 ROWS_LIMIT = 2**30
@@ -81,6 +87,8 @@ class Route:
         Whether the products are tapes: pure functions that never see the model.
     repeatable
         Whether the same product, computed twice, was the same bit for bit.
+    coarse
+        The model's own step in a lower precision than the picture's that its products show.
     references
         ``push`` and ``pull`` by autograd, for a tape to be checked against.
     """
@@ -95,6 +103,7 @@ class Route:
     num_products: int = 0
     taped: bool = False
     repeatable: bool = True
+    coarse: CoarseStep | None = None
     references: tuple[Product | None, Product | None] = field(default=(None, None), repr=False)
 
 
@@ -123,14 +132,14 @@ def choose_route(
     with undisturbed(model, image.device):
         with keeping:
             lin = linearize(model, image, check=check)
-        probe = _Probe(lin, allow_zero=allow_zero, eps=eps)
+        probe = _Probe(lin, model, allow_zero=allow_zero, eps=eps)
         for candidate in [name] if name != "auto" else AUTOMATIC:
             try:
                 route = ROUTES[candidate](model, lin)
                 spent += route.num_products
                 if check:
                     repeatable = probe.check(route)
-                    spent += 4 + sum(reference is not None for reference in route.references)
+                    spent += 6 + sum(reference is not None for reference in route.references)
                 else:
                     repeatable = probe.run(route)
                     spent += 2
@@ -143,8 +152,11 @@ def choose_route(
             else:
                 if not repeatable:
                     warnings.warn(_UNREPEATABLE, stacklevel=4)
+                if probe.coarse is not None:
+                    warnings.warn(_coarse_message(probe.coarse, image.dtype), stacklevel=4)
+                route = replace(route, repeatable=repeatable, coarse=probe.coarse)
                 # The references hold the autograd graphs, which a tape no longer needs.
-                return replace(route, repeatable=repeatable, references=(None, None)), spent
+                return replace(route, references=(None, None)), spent
     reasons = dict.fromkeys(failures.values())
     raise ModelError(
         "model: expected a response differentiable in the picture, got "
@@ -157,6 +169,14 @@ _UNREPEATABLE = (
     "resumed run will not be bit-identical; torch.use_deterministic_algorithms(True) may help, on "
     "a CPU one thread does"
 )
+
+
+def _coarse_message(coarse: CoarseStep, dtype: torch.dtype) -> str:
+    return (
+        f"model: expected arithmetic in the picture's {dtype}, got {coarse}; products are rounded "
+        f"to {coarse.eps:.0e}, below which no residual says anything: keep one precision through "
+        "the model where that is not enough"
+    )
 
 
 def comparison_slack(like: Tensor, eps: float | None = None) -> float:
@@ -174,26 +194,38 @@ class _RouteError(ModelError):
     """A route that this model does not allow."""
 
 
+def _draw(lin: Linearization, seed: int) -> tuple[Tensor, Tensor]:
+    """Return a random vector and a random cotangent, equal on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [
+        torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+        for like in (lin.image.detach(), lin.response)
+    ]
+    return drawn[0], drawn[1]
+
+
 class _Probe:
     """Random vectors of its own generator, and what the products of a route must satisfy."""
 
     def __init__(
         self,
         lin: Linearization,
-        seed: int = 0,
+        model: Model,
         *,
         allow_zero: bool = False,
         eps: float | None = None,
     ) -> None:
         self.allow_zero = allow_zero
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw(like: Tensor) -> Tensor:
-            drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-            return drawn.to(like)
-
-        self.vector, self.cotangent = draw(lin.image.detach()), draw(lin.response)
+        self.vector, self.cotangent = _draw(lin, seed=0)
         self.slack = comparison_slack(lin.response, eps)
+        self.coarse: CoarseStep | None = None
+        self._lin, self._model = lin, model
+        # Accelerators round float32 as they are allowed to: JacobianOperator measures it there.
+        self._looks = eps is None and (
+            lin.image.device.type == "cpu" or lin.image.dtype == torch.float64
+        )
+        self._found: CoarseStep | None = None
+        self._looked = False
 
     def run(self, route: Route) -> bool:
         """Raise if a product cannot be computed at all; nothing is known of repetition."""
@@ -223,6 +255,7 @@ class _Probe:
                 "model: expected a response that changes with the picture, got a zero Jacobian; "
                 "look for rounding, thresholds or saturated units at this picture"
             )
+        self._look_for_coarse_steps(route, forward.detach(), adjoint.detach())
         for first, second, name in zip(products.values(), again, products, strict=True):
             self._compare(first, second.detach(), f"{name} computed twice")
         for product, reference, argument, name in zip(
@@ -240,6 +273,33 @@ class _Probe:
                 f"{float(right):.6g}; a custom backward may be wrong, or float64 needed"
             )
         return all(torch.equal(a, b) for a, b in zip(products.values(), again, strict=True))
+
+    def _look_for_coarse_steps(self, route: Route, forward: Tensor, adjoint: Tensor) -> None:
+        """Allow for the model's own rounding where its products show that it is coarse.
+
+        They do by how far they are from linear: J(3v) − 3 Jv is rounding. A product that is wrong
+        otherwise is not let pass for that: its defect is not of the size of a precision met in the
+        forward pass.
+        """
+        if not self._looks:
+            return
+        with route.running():
+            tripled = route.push(3 * self.vector).detach(), route.pull(3 * self.cotangent).detach()
+        defect = max(
+            float((three - 3 * one).norm() / (1e-300 + three.norm() + 3 * one.norm()))
+            for three, one in zip(tripled, (forward, adjoint), strict=True)
+        )
+        if defect <= COARSE * torch.finfo(forward.dtype).eps:
+            return
+        if not self._looked:
+            self._looked = True
+            image = self._lin.image.detach()
+            with undisturbed(self._model, image.device):
+                found = find_coarse_step(lambda: respond(self._model, image), image)
+            self._found = found
+        if self._found is not None and defect <= 16 * self._found.eps:
+            self.coarse = self._found
+            self.slack = comparison_slack(self._lin.response, self._found.eps)
 
     def _compare(self, first: Tensor, second: Tensor, what: str) -> None:
         if not bool((first - second).norm() <= self.slack * first.norm()):
@@ -305,9 +365,9 @@ def _dual_numbers(model: Model, lin: Linearization) -> Product:
 
 def _taped(name: str, lin: Linearization, push: Product) -> Route:
     # Any vector will do, except those of the check that follows.
-    probe = _Probe(lin, seed=1)
-    forward = record(push, probe.vector)
-    adjoint = record(lin.pull, probe.cotangent)
+    vector, cotangent = _draw(lin, seed=1)
+    forward = record(push, vector)
+    adjoint = record(lin.pull, cotangent)
     device = lin.response.device
     return Route(
         name=name,

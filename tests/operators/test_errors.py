@@ -155,3 +155,9 @@ def test_blocks_of_the_wrong_kind(make):
     with pytest.raises(InputError, match=rf"expected shape \({n}, b\), got \({n},\)"):
         product(torch.ones(n, dtype=torch.float64))
     assert issubclass(InputError, EigenexpError)
+
+
+def test_a_lazy_module_is_told_what_it_lacks():
+    lazy = nn.Sequential(nn.LazyConv2d(3, 3), nn.ReLU())
+    with pytest.raises(ModelError, match=r"got 0\.weight without one.*call the model once"):
+        FisherOperator(lazy, image(dtype=torch.float32))
