@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigenexp.operators.responses import response_parts
 from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.storage.plain import plain
 
@@ -187,23 +188,13 @@ def model_fingerprint(
         facts["num_parameters"] = sum(p.numel() for p in model.parameters())
     if response is None:
         with torch.no_grad():
-            response = _flat(model(image))
+            parts = response_parts(model(image))
+        response = torch.cat([part.reshape(-1) for part in parts])
     output = response.detach().cpu().reshape(-1)
     if dtype is None:
         facts["output_sha256"] = tensor_sha256(output)
     facts["output_sketch"] = _sketch(output)
     return facts
-
-
-def _flat(output: Any) -> Tensor:
-    """Join all tensors of an output, however nested, to one vector."""
-    if isinstance(output, Tensor):
-        return output.reshape(-1)
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, (list, tuple)) and output:
-        return torch.cat([_flat(part) for part in output])
-    return torch.empty(0)
 
 
 def _sketch(output: Tensor) -> list[float]:

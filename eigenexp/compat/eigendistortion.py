@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eigenexp.compat import files as synthesis_files
 from eigenexp.compat.checks import LoadWarning
 from eigenexp.compat.decompositions import (
     assemble,
@@ -20,6 +20,7 @@ from eigenexp.compat.decompositions import (
 from eigenexp.compat.early_products import SKETCH
 from eigenexp.compat.files import examine_saved_synthesis
 from eigenexp.compat.orthogonal_iteration import End, OrthogonalIteration, RitzPairs
+from eigenexp.compat.state import Search, map_spectrum
 from eigenexp.compat.synthesis import Synthesis
 from eigenexp.compat.validation import (
     check_count,
@@ -163,7 +164,7 @@ class Eigendistortion(Synthesis):
         """
         if method not in METHODS:
             raise InputError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-        n = self._image.numel()
+        n = self.image.numel()
         if method != "exact" or which is not None:
             check_count("k", k, 1, n)
         check_count("max_iter", max_iter, 1)
@@ -201,15 +202,17 @@ class Eigendistortion(Synthesis):
         UserWarning
             When the picture has more than 10 000 values: the Jacobian is then long in coming.
         """
-        if self._jacobian is None:
-            if self._image.numel() > 1e4:
+        jacobian = self._state.jacobian
+        if jacobian is None:
+            if self.image.numel() > 1e4:
                 warnings.warn(
-                    f"the dense Jacobian of {self._image.numel()} picture values takes time and "
+                    f"the dense Jacobian of {self.image.numel()} picture values takes time and "
                     "memory; expected at most 10000; use method='auto'",
                     stacklevel=2,
                 )
-            self._jacobian = self.operator.jacobian.to_dense().detach()
-        return self._jacobian
+            jacobian = self.operator.jacobian.to_dense().detach()
+            self._state = replace(self._state, jacobian=jacobian)
+        return jacobian
 
     def _synthesize_exact(self, k: int, which: str | None, tol: float) -> None:
         m, n = self.operator.jacobian.shape
@@ -241,6 +244,11 @@ class Eigendistortion(Synthesis):
             stacklevel=3,
         )
 
+    def _search(self, kind: tuple[Any, ...]) -> Search | None:
+        """Return where the last call stood, if it was of this kind."""
+        search = self._state.search
+        return search if search is not None and search.kind == kind else None
+
     def _synthesize_power(
         self,
         k: int,
@@ -255,12 +263,14 @@ class Eigendistortion(Synthesis):
         operator = self._products(max_iter * k * (2 if which == "both" else 1))
         problem = operator.problem
         kind = ("power", k, which)
-        if restart or self._solver_kind != kind:
-            self._solver = OrthogonalIteration(
+        search = None if restart else self._search(kind)
+        if search is not None and isinstance(search.where, OrthogonalIteration):
+            iteration = search.where
+        else:
+            iteration = OrthogonalIteration(
                 problem.n, k, which, seed, problem.dtype, problem.device
             )
-            self._solver_kind = kind
-        iteration: OrthogonalIteration = self._solver
+            self._state = replace(self._state, search=Search(kind, iteration))
         try:
             for end in (iteration.top, iteration.bottom):
                 if end is not None:
@@ -323,16 +333,15 @@ class Eigendistortion(Synthesis):
         operator = self.operator
         kind = (method, k, which, tuple(sorted(options.items())))
         settings = {"k": k, "which": which, "tol": tol, "seed": seed, **options}
-        state = None
-        if not restart and self._solver_kind == kind:
-            state = self._solver_state if self._solver is None else self._solver.state_dict()
+        search = None if restart else self._search(kind)
+        state = None if search is None else search.state()
         if state is not None and state_dtype(state) != operator.dtype:  # after a cast
             solver = recast_solver(operator, {"method": method, **settings}, state)
         else:
             solver = make_solver(operator, method, **settings)
             if state is not None:
                 solver.load_state_dict(state)
-        self._solver, self._solver_kind, self._solver_state = solver, kind, None
+        self._state = replace(self._state, search=Search(kind, solver))
         budget = solver.num_products + max_iter * (2 if which == "both" else 1)
         try:
             while not solver.done and solver.num_products < budget:
@@ -375,7 +384,7 @@ def _remedy(spectrum: Spectrum) -> str:
 def _take(spectrum: Spectrum, places: list[int]) -> Spectrum:
     """Return the pairs at ``places`` alone."""
     chosen = torch.tensor(places)
-    return synthesis_files.map_spectrum(spectrum, lambda t: t[chosen.to(t.device)], places)
+    return map_spectrum(spectrum, lambda t: t[chosen.to(t.device)], places)
 
 
 def _found(iteration: OrthogonalIteration) -> tuple[list[RitzPairs], list[Tensor]]:

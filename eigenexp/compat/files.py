@@ -8,55 +8,35 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eigenexp.compat.orthogonal_iteration import OrthogonalIteration
+from eigenexp.compat.state import RESULTS, SPECTRUM_TENSORS, Search, State
 from eigenexp.errors import CheckpointError, InputError, InputTypeError
+from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 from eigenexp.storage.archives import archive_fault
 from eigenexp.storage.atomic import replacing
 
-if TYPE_CHECKING:
-    from eigenexp.compat.synthesis import Synthesis
-
 __all__ = ["Content", "examine_saved_synthesis", "read", "write"]
 
 METADATA = "save_metadata"
-RESULTS = ("_jacobian", "_eigendistortions", "_eigenvalues", "_eigenindex")
-KEYS = ("_loaded", "_image_shape", "_image_flat", "_image", "_representation_flat", *RESULTS,
+RESULT_KEYS = tuple(f"_{name}" for name in RESULTS)
+KEYS = ("_loaded", "_image_shape", "_image_flat", "_image", "_representation_flat", *RESULT_KEYS,
         "_model")  # fmt: skip
-# Attributes of the object that no file holds under their own name.
-PRIVATE = (
-    "_num_responses",
-    "_spectrum",
-    "_operator",
-    "_graph",
-    "_solver",
-    "_solver_kind",
-    "_solver_state",
-)
 PLENOPTIC_NAMES = (
     "plenoptic.Eigendistortion",
     "plenoptic.synthesize.Eigendistortion",
     "plenoptic.synthesize.eigendistortion.Eigendistortion",
 )
-TENSORS = ("eigenvalues", "eigenvectors", "eigenindex", "residuals", "error_bounds")
 FACTS = ("scale", "tol", "num_products", "num_verification_products", "null_space_dimension",
          "method")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SolverState:
-    """What the last ``synthesize`` was asked for, and the state it can go on from."""
-
-    kind: tuple[Any, ...]
-    state: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,44 +45,60 @@ class Content:
 
     path: str
     name: str
-    image: Tensor
-    results: dict[str, Tensor | None]
+    state: State
     model_name: str | None
     model_output: Tensor
     extras: dict[str, Any]
-    spectrum: Spectrum | None
-    solver: SolverState | None
 
 
 # -- writing -----------------------------------------------------------------------------------
 
 
-def write(eig: Synthesis, path: str | os.PathLike[str]) -> None:
-    """Write an ``Eigendistortion`` to ``path``, atomically."""
+def write(
+    path: str | os.PathLike[str],
+    state: State,
+    *,
+    name: str | None,
+    model: Callable[[Tensor], Any],
+    extras: Mapping[str, Any],
+) -> None:
+    """Write what an ``Eigendistortion`` has found to ``path``, atomically.
+
+    Parameters
+    ----------
+    path
+        A path, or a file open for writing.
+    state
+        What was found.
+    name
+        Of the object's class, see :func:`object_name`.
+    model
+        Its name is written, and its response at the picture.
+    extras
+        Attributes somebody added to the object.
+    """
+    image = state.image.detach()
     with torch.no_grad():
-        output = eig.model(eig.image)
-    response = flat_response(output).detach()
-    extras = {key: _plain(key, value) for key, value in added_attributes(eig).items()}
-    image = eig.image.detach()
-    spectrum = eig._spectrum
+        output = model(image)
+    response = response_values(output).detach()
     content: dict[str, Any] = {
         METADATA: {
             "plenoptic_version": f"none (eigenexp {_own()})",
             "torch_version": str(torch.__version__),
-            "synthesis_object": object_name(eig),
+            "synthesis_object": name,
             "eigenexp_version": _own(),
-            "spectrum": None if spectrum is None else _pack(spectrum),
-            "solver": _solver_content(eig),
+            "spectrum": None if state.spectrum is None else _pack(state.spectrum),
+            "solver": _search_content(state.search),
         },
-        "_loaded": eig._loaded,
-        "_image_shape": torch.Size(eig.image_shape),
+        "_loaded": state.loaded,
+        "_image_shape": torch.Size(state.image_shape),
         "_image_flat": image.reshape(-1, 1),
         "_image": image,
         "_representation_flat": response.unsqueeze(1),
-        **{key: getattr(eig, key) for key in RESULTS},
-        **extras,
+        **{key: getattr(state, name) for key, name in zip(RESULT_KEYS, RESULTS, strict=True)},
+        **{key: _storable(key, value) for key, value in extras.items()},
         "_model": (
-            object_name(eig.model),
+            object_name(model),
             ("_image",),
             output.detach() if isinstance(output, Tensor) else response,
         ),
@@ -114,15 +110,10 @@ def write(eig: Synthesis, path: str | os.PathLike[str]) -> None:
         torch.save(content, file)
 
 
-def _solver_content(eig: Synthesis) -> dict[str, Any] | None:
-    if eig._solver_kind is None:
+def _search_content(search: Search | None) -> dict[str, Any] | None:
+    if search is None:
         return None
-    state: dict[str, Any] | None = eig._solver_state
-    if isinstance(eig._solver, OrthogonalIteration):
-        state = eig._solver.state()
-    elif eig._solver is not None:
-        state = eig._solver.state_dict()
-    return {"kind": _plain("solver options", eig._solver_kind), "state": state}
+    return {"kind": _storable("solver options", search.kind), "state": search.state()}
 
 
 def _own() -> str:
@@ -143,20 +134,15 @@ def object_name(thing: Any) -> str | None:
     return f"{kind.__module__}.{kind.__name__}"
 
 
-def added_attributes(eig: Synthesis) -> dict[str, Any]:
-    """Attributes somebody added to the object."""
-    return {k: v for k, v in vars(eig).items() if k not in KEYS and k not in PRIVATE}
-
-
-def _plain(key: str, value: Any) -> Any:
+def _storable(key: str, value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return value
     if isinstance(value, list | tuple):
-        return type(value)(_plain(key, v) for v in value)
+        return type(value)(_storable(key, v) for v in value)
     if type(value) is dict:
-        return {_plain(key, k): _plain(key, v) for k, v in value.items()}
+        return {_storable(key, k): _storable(key, v) for k, v in value.items()}
     raise InputTypeError(
         f"save: expected attribute {key!r} to hold tensors, numbers, strings or plain containers, "
         f"got {type(value).__name__}; delete it or store plain values"
@@ -165,21 +151,12 @@ def _plain(key: str, value: Any) -> Any:
 
 def _pack(spectrum: Spectrum) -> dict[str, Any]:
     return {
-        **{name: getattr(spectrum, name) for name in TENSORS},
+        **{name: getattr(spectrum, name) for name in SPECTRUM_TENSORS},
         **{name: getattr(spectrum, name) for name in FACTS},
         "status": [s.value for s in spectrum.status],
         "stop_reason": spectrum.stop_reason.value,
         "notes": list(spectrum.notes),
     }
-
-
-def map_spectrum(
-    spectrum: Spectrum, change: Callable[[Tensor], Tensor], places: Sequence[int] | None = None
-) -> Spectrum:
-    """Return ``spectrum`` with every tensor changed, and the status of ``places`` alone kept."""
-    status = spectrum.status if places is None else tuple(spectrum.status[i] for i in places)
-    tensors: dict[str, Any] = {name: change(getattr(spectrum, name)) for name in TENSORS}
-    return replace(spectrum, status=status, **tensors)
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -239,7 +216,7 @@ def _raw(path: Any, map_location: Any, options: Mapping[str, Any]) -> dict[str, 
 
 def _parse(path: str, raw: dict[str, Any]) -> Content:
     metadata = raw[METADATA]
-    missing = [key for key in ("_image", "_model", *RESULTS) if key not in raw]
+    missing = [key for key in ("_image", "_model", *RESULT_KEYS) if key not in raw]
     name = metadata.get("synthesis_object")
     if not isinstance(name, str) or (missing and "igendistortion" in name):
         raise _foreign(path, f"a file without {', '.join(missing) or 'the name of its class'}")
@@ -253,30 +230,31 @@ def _parse(path: str, raw: dict[str, Any]) -> Content:
     model_name, _, output = raw["_model"]
     if not isinstance(output, Tensor) or not isinstance(model_name, str | None):
         raise _foreign(path, "no name and response of the model")
-    results = _results(path, raw, image)
-    shape = tuple(image.shape[1:]) if image.ndim > 1 else tuple(image.shape)
+    state = State(image.detach(), **_results(path, raw, image), loaded=True)
+    state = replace(
+        state,
+        spectrum=_unpack(metadata.get("spectrum"), state.image_shape),
+        search=_search(metadata.get("solver"), image),
+    )
     return Content(
         path=path,
         name=name,
-        image=image.detach(),
-        results=results,
+        state=state,
         model_name=model_name,
         model_output=output.detach(),
         extras={k: v for k, v in raw.items() if k not in KEYS and k != METADATA},
-        spectrum=_unpack(metadata.get("spectrum"), shape),
-        solver=_solver(metadata.get("solver"), image),
     )
 
 
-def _results(path: str, raw: dict[str, Any], image: Tensor) -> dict[str, Tensor | None]:
-    jacobian, vectors, values, index = (raw[key] for key in RESULTS)
+def _results(path: str, raw: dict[str, Any], image: Tensor) -> dict[str, Any]:
+    jacobian, vectors, values, index = (raw[key] for key in RESULT_KEYS)
     n = image.numel()
     if jacobian is not None:
         if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or jacobian.shape[1] != n:
             raise _foreign(path, f"a Jacobian that has not {n} columns")
         jacobian = jacobian.detach()
     if vectors is None or isinstance(vectors, list):
-        return {"_jacobian": jacobian, **dict.fromkeys(RESULTS[1:])}
+        return {"jacobian": jacobian}
     if not all(isinstance(t, Tensor) for t in (vectors, values, index)):
         raise _foreign(path, "eigenvalues or an index that are no tensors")
     # plenoptic leaves a 0-d eigenvalue for one pair, and floats in the index after .to(float64).
@@ -291,21 +269,17 @@ def _results(path: str, raw: dict[str, Any], image: Tensor) -> dict[str, Tensor 
     values, vectors = values[places], vectors[places]
     ordered, places = values.sort(descending=True, stable=True)
     return {
-        "_jacobian": jacobian,
-        "_eigendistortions": vectors[places].reshape(len(index), *_tail(image)),
-        "_eigenvalues": ordered,
-        "_eigenindex": index,
+        "jacobian": jacobian,
+        "eigendistortions": vectors[places].reshape(len(index), *State(image).image_shape),
+        "eigenvalues": ordered,
+        "eigenindex": index,
     }
-
-
-def _tail(image: Tensor) -> tuple[int, ...]:
-    return tuple(image.shape[1:]) if image.ndim > 1 else tuple(image.shape)
 
 
 def _unpack(packed: Any, shape: tuple[int, ...]) -> Spectrum | None:
     if packed is None:
         return None
-    tensors = {name: packed[name].detach() for name in TENSORS}
+    tensors = {name: packed[name].detach() for name in SPECTRUM_TENSORS}
     tensors["eigenvectors"] = tensors["eigenvectors"].reshape(-1, *shape)
     return Spectrum(
         **tensors,
@@ -321,16 +295,17 @@ def _unpack(packed: Any, shape: tuple[int, ...]) -> Spectrum | None:
     )
 
 
-def _solver(packed: Any, image: Tensor) -> SolverState | None:
+def _search(packed: Any, image: Tensor) -> Search | None:
     if packed is None:
         return None
     kind, state = tuple(packed["kind"]), dict(packed["state"])
-    if kind[0] == "power":
-        iteration = OrthogonalIteration.from_state(state)
-        for end in (iteration.top, iteration.bottom):
-            if end is not None and len(end.block) != image.numel():
-                raise ValueError("a solver state of another size")
-    return SolverState(kind, state)
+    if kind[0] != "power":
+        return Search(kind, state)
+    iteration = OrthogonalIteration.from_state(state)
+    for end in (iteration.top, iteration.bottom):
+        if end is not None and len(end.block) != image.numel():
+            raise ValueError("a solver state of another size")
+    return Search(kind, iteration)
 
 
 def examine_saved_synthesis(path: str | os.PathLike[str], map_location: Any = None) -> None:
@@ -366,36 +341,3 @@ def _describe(value: Any) -> str:
     if isinstance(value, list | tuple | dict) and not isinstance(value, torch.Size):
         return f"{type(value).__name__} of {len(value)}"
     return str(value)
-
-
-# -- small shared pieces -----------------------------------------------------------------------
-
-
-def flat_response(output: Any) -> Tensor:
-    """Return every value of a response (a tensor, or a container of tensors) as ``(m,)``."""
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return torch.cat([flat_response(part) for part in output if part is not None])
-    if output.is_complex():
-        output = torch.view_as_real(output.resolve_conj())
-    flat: Tensor = output.reshape(-1)
-    return flat
-
-
-def parse_to(*args: Any, **kwargs: Any) -> tuple[torch.device | None, torch.dtype | None]:
-    """Return device and dtype of the arguments of ``.to``; refuse dtypes that are not floating."""
-    known: dict[str, Any] = {**kwargs}
-    device, dtype = known.get("device"), known.get("dtype")
-    for value in (*args, known.get("tensor"), known.get("other")):
-        if isinstance(value, Tensor):
-            device, dtype = value.device, value.dtype
-        elif isinstance(value, torch.dtype):
-            dtype = value
-        elif isinstance(value, str | torch.device) or (
-            isinstance(value, int) and not isinstance(value, bool)
-        ):
-            device = value
-    if dtype is not None and not dtype.is_floating_point:
-        raise InputTypeError(f"to: expected a floating dtype, got {dtype}; use torch.float32")
-    return (None if device is None else torch.device(device)), dtype

@@ -109,13 +109,13 @@ class End:
         end.change, end.steps = float(state["change"]), int(state["steps"])
         return end
 
-    def to(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
-        """Move and cast the state."""
-        self.block = self.block.to(device=device, dtype=dtype)
-        if self.pairs is not None:
-            p = self.pairs
-            self.pairs = RitzPairs(*(t.to(device=device, dtype=dtype)
-                                     for t in (p.values, p.vectors, p.residuals)))  # fmt: skip
+    def moved(self, device: torch.device | None, dtype: torch.dtype | None) -> End:
+        """Return the same state on a device and in a dtype; None keeps what there is."""
+        state = self.state()
+        state["block"] = self.block.to(device=device, dtype=dtype)
+        if state["pairs"] is not None:
+            state["pairs"] = [part.to(device=device, dtype=dtype) for part in state["pairs"]]
+        return End.from_state(state)
 
 
 class OrthogonalIteration:
@@ -179,8 +179,9 @@ class OrthogonalIteration:
         new.num_products = int(state["num_products"])
         return new
 
-    def to(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
-        """Move and cast the state."""
-        for end in (self.top, self.bottom):
-            if end is not None:
-                end.to(device, dtype)
+    def moved(self, device: torch.device | None, dtype: torch.dtype | None) -> OrthogonalIteration:
+        """Return the same iteration on a device and in a dtype; None keeps what there is."""
+        new = OrthogonalIteration.from_state(self.state())
+        new.top = self.top.moved(device, dtype)
+        new.bottom = None if self.bottom is None else self.bottom.moved(device, dtype)
+        return new

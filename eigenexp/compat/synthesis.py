@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eigenexp.compat import checks as synthesis_checks
 from eigenexp.compat import files as synthesis_files
+from eigenexp.compat.checks import Owner, check
 from eigenexp.compat.decompositions import residual_status
 from eigenexp.compat.early_products import SHORT_CALL, early_products
-from eigenexp.compat.orthogonal_iteration import OrthogonalIteration, RitzPairs
+from eigenexp.compat.orthogonal_iteration import RitzPairs
+from eigenexp.compat.state import State
 from eigenexp.compat.validation import check_model, validate_image
-from eigenexp.errors import InputError, ModelError
+from eigenexp.errors import InputError, InputTypeError, ModelError
 from eigenexp.operators import FisherLike, FisherOperator
+from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["Synthesis"]
@@ -34,27 +37,17 @@ class Synthesis:
     def __init__(self, image: Tensor, model: Callable[[Tensor], Any]) -> None:
         validate_image(image, no_batch=True)
         self._num_responses = check_model(model, image)
-        self._image = image.detach().clone(memory_format=torch.contiguous_format)
         self._model = model
-        self._jacobian: Tensor | None = None
-        self._eigendistortions: Tensor | None = None
-        self._eigenvalues: Tensor | None = None
-        self._eigenindex: Tensor | None = None
-        self._spectrum: Spectrum | None = None
+        self._state = State(image.detach().clone(memory_format=torch.contiguous_format))
         self._operator: FisherOperator | None = None
         self._graph: tuple[Tensor, Tensor] | None = None
-        # The solver of the last call, what it was asked for, and its state after a load.
-        self._solver: Any = None
-        self._solver_kind: tuple[Any, ...] | None = None
-        self._solver_state: dict[str, Any] | None = None
-        self._loaded = False
 
     # -- attributes ----------------------------------------------------------------------------
 
     @property
     def image(self) -> Tensor:
         """The picture, in the shape given."""
-        return self._image
+        return self._state.image
 
     @property
     def model(self) -> Callable[[Tensor], Any]:
@@ -64,47 +57,47 @@ class Synthesis:
     @property
     def jacobian(self) -> Tensor | None:
         """``(m, n)``, or None until it is computed."""
-        return self._jacobian
+        return self._state.jacobian
 
     @property
     def eigendistortions(self) -> Tensor | None:
         """``(k', *image.shape[1:])``, or None before ``synthesize``."""
-        return self._eigendistortions
+        return self._state.eigendistortions
 
     @property
     def eigenvalues(self) -> Tensor | None:
         """``(k',)``, decreasing, or None before ``synthesize``."""
-        return self._eigenvalues
+        return self._state.eigenvalues
 
     @property
     def eigenindex(self) -> Tensor | None:
         """``(k',)`` int64, or None before ``synthesize``."""
-        return self._eigenindex
+        return self._state.eigenindex
 
     @property
     def spectrum(self) -> Spectrum | None:
         """The pairs with their certificate; measured now (one product a pair) after a load."""
-        if self._spectrum is None and self._eigendistortions is not None:
-            self._spectrum = self._certify()
-        return self._spectrum
+        if self._state.spectrum is None and self._state.eigendistortions is not None:
+            self._state = replace(self._state, spectrum=self._certify())
+        return self._state.spectrum
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one distortion: ``(C, H, W)``, or ``(n,)`` for a 1-D picture."""
-        return tuple(self._image.shape[1:]) if self._image.ndim > 1 else tuple(self._image.shape)
+        return self._state.image_shape
 
     @property
     def operator(self) -> FisherOperator:
         """F at the picture; linearised when first needed."""
         if self._operator is None:
-            self._operator = _linearise(self._model, self._image, self._num_responses)
+            self._operator = _linearise(self._model, self.image, self._num_responses)
         return self._operator
 
     def _products(self, planned: int, short: int = SHORT_CALL) -> FisherLike:
         """F for a call that plans so many products."""
         if self._num_responses <= FEW_RESPONSES:
             return self.operator
-        return early_products(self._model, self._image, planned, lambda: self.operator, short)
+        return early_products(self._model, self.image, planned, lambda: self.operator, short)
 
     @property
     def _image_flat(self) -> Tensor:
@@ -118,16 +111,16 @@ class Synthesis:
 
     def _connected(self) -> tuple[Tensor, Tensor]:
         if self._graph is None:
-            flat = self._image.detach().reshape(-1, 1).clone().requires_grad_()
+            flat = self.image.detach().reshape(-1, 1).clone().requires_grad_()
             with torch.enable_grad():
-                response = synthesis_files.flat_response(self._model(flat.view(self._image.shape)))
+                response = response_values(self._model(flat.view(self.image.shape)))
             self._graph = (flat, response.unsqueeze(1))
         return self._graph
 
     def __repr__(self) -> str:
         shown = getattr(self._model, "__name__", None) or repr(self._model).replace("\n", "\n  ")
         return (
-            f"{type(self).__name__}(\n  image = {self._image.shape} ({self._image.dtype}),\n"
+            f"{type(self).__name__}(\n  image = {self.image.shape} ({self.image.dtype}),\n"
             f"  model = {shown},\n)"
         )
 
@@ -139,14 +132,11 @@ class Synthesis:
 
     def _keep(self, spectrum: Spectrum) -> None:
         """Set the attributes of the class from a spectrum."""
-        self._spectrum = spectrum
-        self._eigendistortions = spectrum.eigenvectors
-        self._eigenvalues = spectrum.eigenvalues.to(self._image)
-        self._eigenindex = spectrum.eigenindex.to(self._image.device)
+        self._state = self._state.with_pairs(spectrum)
 
     def _certify(self) -> Spectrum:
         """Measure the residuals of the pairs held: one product a pair."""
-        vectors, values, index = self._eigendistortions, self._eigenvalues, self._eigenindex
+        vectors, values, index = self.eigendistortions, self.eigenvalues, self.eigenindex
         if vectors is None or values is None or index is None:
             raise InputError("spectrum: expected pairs to measure, got none; call synthesize()")
         columns = vectors.reshape(len(vectors), -1).T.contiguous()
@@ -191,7 +181,7 @@ class Synthesis:
         UserWarning
             When the model has no ``to`` and stays as it is.
         """
-        device, dtype = synthesis_files.parse_to(*args, **kwargs)
+        device, dtype = _parse_to(*args, **kwargs)
         mover = getattr(self._model, "to", None)
         if callable(mover):
             self._model = mover(*args, **kwargs)
@@ -201,19 +191,7 @@ class Synthesis:
                 stacklevel=2,
             )
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-
-        self._image = move(self._image)
-        for name in ("_jacobian", "_eigendistortions", "_eigenvalues", "_eigenindex"):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else move(value))
-        if self._spectrum is not None:
-            self._spectrum = synthesis_files.map_spectrum(self._spectrum, move)
-        if isinstance(self._solver, OrthogonalIteration):
-            self._solver.to(device, dtype)
-        elif self._solver is not None:
-            self._solver, self._solver_state = None, self._solver.state_dict()
+        self._state = self._state.moved(device, dtype)
         self._operator, self._graph = None, None
 
     def save(self, file_path: str | os.PathLike[str]) -> None:
@@ -229,7 +207,13 @@ class Synthesis:
         OSError
             When the file cannot be written.
         """
-        synthesis_files.write(self, file_path)
+        synthesis_files.write(
+            file_path,
+            self._state,
+            name=synthesis_files.object_name(self),
+            model=self._model,
+            extras=self._added_attributes(),
+        )
 
     def load(
         self,
@@ -264,17 +248,43 @@ class Synthesis:
         ValueError
             When the file is no such file, or a check fails.
         """
-        if self._eigenindex is not None:
+        if self.eigenindex is not None:
             raise InputError(
                 "load can only be called with a just-initialized object: expected a "
-                f"{type(self).__name__} not synthesized yet, got one with {len(self._eigenindex)} "
+                f"{type(self).__name__} not synthesized yet, got one with {len(self.eigenindex)} "
                 "pairs; make a new one and load into that"
             )
         content = synthesis_files.read(file_path, map_location, pickle_load_args)
-        synthesis_checks.check(
-            self, content, raise_on_checks, tensor_equality_atol, tensor_equality_rtol
-        )
-        synthesis_checks.adopt(self, content)
+        extras = self._added_attributes()
+        owner = Owner(synthesis_files.object_name(self), self.image, self._model, extras)
+        check(owner, content, raise_on_checks, tensor_equality_atol, tensor_equality_rtol)
+        self._state = content.state
+        self._operator, self._graph = None, None
+        # What the object lacks is ignored: a file must not put names of its choice in it.
+        vars(self).update({k: v for k, v in content.extras.items() if k in extras})
+
+    def _added_attributes(self) -> dict[str, Any]:
+        """Return the attributes somebody added to the object."""
+        known = {"_num_responses", "_model", "_state", "_operator", "_graph", *synthesis_files.KEYS}
+        return {key: value for key, value in vars(self).items() if key not in known}
+
+
+def _parse_to(*args: Any, **kwargs: Any) -> tuple[torch.device | None, torch.dtype | None]:
+    """Return device and dtype of the arguments of ``.to``; refuse dtypes that are not floating."""
+    known: dict[str, Any] = {**kwargs}
+    device, dtype = known.get("device"), known.get("dtype")
+    for value in (*args, known.get("tensor"), known.get("other")):
+        if isinstance(value, Tensor):
+            device, dtype = value.device, value.dtype
+        elif isinstance(value, torch.dtype):
+            dtype = value
+        elif isinstance(value, str | torch.device) or (
+            isinstance(value, int) and not isinstance(value, bool)
+        ):
+            device = value
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputTypeError(f"to: expected a floating dtype, got {dtype}; use torch.float32")
+    return (None if device is None else torch.device(device)), dtype
 
 
 def _linearise(model: Callable[[Tensor], Any], image: Tensor, num_responses: int) -> FisherOperator:

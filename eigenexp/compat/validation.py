@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eigenexp.errors import ImageError, InputError, InputTypeError, ModelError
 from eigenexp.operators.probing import undisturbed
+from eigenexp.operators.responses import response_parts
 
 __all__ = ["remove_grad", "set_seed", "validate_image", "validate_model"]
 
@@ -139,7 +140,7 @@ def check_model(model: Callable[[Tensor], Any], image: Tensor) -> int:
     """Do the checks of :func:`validate_model` at ``image``; return the number of responses."""
     with undisturbed(model, image.device):
         fixed = image.detach().clone()
-        if any(part.requires_grad for part in _tensors(_call(model, fixed))):
+        if any(part.requires_grad for part in response_parts(_call(model, fixed))):
             raise ModelError(
                 "model: expected fixed parameters, got a response that requires a gradient on "
                 "its own; call eigenexp.remove_grad(model)"
@@ -153,7 +154,7 @@ def check_model(model: Callable[[Tensor], Any], image: Tensor) -> int:
                 "model: expected torch operations from picture to response, got "
                 f"{type(error).__name__}: {_first_line(error)}; replace NumPy, .item() and the like"
             ) from error
-        parts = _tensors(output)
+        parts = response_parts(output)
         if not any(part.requires_grad for part in parts):
             raise ModelError(
                 "model: expected a response that can be differentiated with respect to the "
@@ -191,20 +192,6 @@ def _call(model: Callable[[Tensor], Any], image: Tensor) -> Any:
             "model: expected torch operations from picture to response, got AttributeError: "
             f"{_first_line(error)}"
         ) from error
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """Return the tensors of a response, or say what else it is."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple) and output:
-        return [tensor for part in output for tensor in _tensors(part)]
-    raise ModelError(
-        f"model: expected a tensor (or a tuple, list or mapping of tensors), got "
-        f"{type(output).__name__}; return torch tensors"
-    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,36 @@ from torch import Tensor
 
 from eigenexp.errors import ModelError
 
-__all__ = ["flatten_response", "flatten_rows"]
+__all__ = ["flatten_response", "flatten_rows", "response_parts", "response_values"]
+
+
+def response_parts(output: Any) -> list[Tensor]:
+    """Return the tensors of a model's output, in order, whatever container it returns.
+
+    Parameters
+    ----------
+    output
+        A tensor, or a tuple, list, mapping or dataclass of such (nested too; ``None`` entries are
+        left out).
+
+    Raises
+    ------
+    ModelError
+        When there is something else in it, or nothing.
+    """
+    parts = [part for _, part in _leaves(output, "")]
+    if not parts:
+        raise _empty()
+    return parts
+
+
+def response_values(output: Any) -> Tensor:
+    """Return every value of a model's output as one real vector ``(m,)``, nothing of it checked.
+
+    Complex values become (real, imaginary) pairs. See :func:`response_parts` for ``output``, and
+    :func:`flatten_response` for the response of an operator, whose dtype and device are checked.
+    """
+    return torch.cat([_as_real(part).reshape(-1) for part in response_parts(output)])
 
 
 def flatten_response(output: Any, image: Tensor) -> Tensor:
@@ -38,7 +67,7 @@ def flatten_response(output: Any, image: Tensor) -> Tensor:
     """
     parts = [_real(part, where, image) for where, part in _leaves(output, "")]
     if not parts:
-        raise ModelError("model: expected at least one output tensor, got an empty output")
+        raise _empty()
     response = parts[0] if len(parts) == 1 else torch.cat(parts)
     if response.numel() == 0:
         raise ModelError("model: expected at least one output value, got tensors without elements")
@@ -70,7 +99,7 @@ def flatten_rows(output: Any, images: Tensor) -> Tensor:
             )
         rows.append(_real(part, where, images).reshape(count, -1))
     if not rows:
-        raise ModelError("model: expected at least one output tensor, got an empty output")
+        raise _empty()
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
@@ -95,14 +124,21 @@ def _leaves(output: Any, where: str) -> Iterator[tuple[str, Tensor]]:
         raise ModelError("model: expected an output tensor, got None; return the response")
 
 
+def _as_real(part: Tensor) -> Tensor:
+    return torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
+
+
+def _empty() -> ModelError:
+    return ModelError("model: expected at least one output tensor, got an empty output")
+
+
 def _real(part: Tensor, where: str, image: Tensor) -> Tensor:
     if part.layout is not torch.strided:
         raise ModelError(
             f"model: expected output{where} to be a dense tensor, got layout {part.layout}; "
             "return output.to_dense()"
         )
-    if part.is_complex():
-        part = torch.view_as_real(part.resolve_conj())
+    part = _as_real(part)
     if not part.dtype.is_floating_point:
         raise ModelError(
             f"model: expected output{where} to be floating point, got {part.dtype}, which has no "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import InputError
+from eigenexp.operators.responses import response_values
 from eigenexp.plots.pixels import Array, select, to_float
 from eigenexp.spectrum import PairStatus, Spectrum
 
@@ -217,10 +218,7 @@ def sensitivity(
 
 
 def _flat_response(response: Any) -> Tensor:
-    if isinstance(response, Mapping):
-        response = list(response.values())
-    parts = response if isinstance(response, list | tuple) else [response]
-    return torch.cat([p.detach().reshape(-1).to(device="cpu", dtype=torch.float64) for p in parts])
+    return response_values(response).to(device="cpu", dtype=torch.float64)
 
 
 def sensitivity_figure(
