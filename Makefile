@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ROOT ?= mlruns
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage slow check format clean
+.PHONY: help demo test coverage slow lowest check format clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -45,6 +45,22 @@ coverage: $(VENV)/.installed-test ## Run the test suite and measure what it cove
 slow: $(VENV)/.installed-slow ## Run the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=1200
 
+# What leans most on other packages: files, figures, stores, configuration, loggers, callbacks.
+LOWEST := tests/test_dependencies.py tests/pictures tests/plots tests/runs tests/report \
+  tests/checkpoints tests/callbacks tests/experiments/test_config.py \
+  tests/tracking/test_store.py tests/tracking/test_spool.py tests/operators/test_dense.py
+
+$(VENV)-lowest/.installed: pyproject.toml constraints-lowest.txt
+	@echo "creating $(VENV)-lowest, versions from constraints-lowest.txt"
+	@$(PYTHON) -m venv $(VENV)-lowest
+	@$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  -c constraints-lowest.txt -e . packaging pytest pytest-timeout hypothesis
+	@touch $@
+
+lowest: $(VENV)-lowest/.installed ## Run a fast part of the tests on the lowest versions supported
+	@echo "running tests on the lowest versions"
+	@OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(LOWEST)
+
 check: $(VENV)/.installed-test ## Lint, types, and the direction of imports
 	@echo "checking format, lint, types and imports"
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
@@ -55,4 +71,4 @@ format: $(VENV)/.installed-test ## Format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 clean: ## Remove the environment and caches (runs under mlruns/ stay)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis

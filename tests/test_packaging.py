@@ -25,6 +25,9 @@ def test_a_wheel_in_an_empty_environment_runs_fit(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("eigenexp/conf/fit.yaml", "eigenexp/conf/model/onoff.yaml", "eigenexp/py.typed"):
         assert name in names
+    for path in [*(ROOT / "eigenexp").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")]:
+        place = path.relative_to(ROOT).as_posix()
+        assert (f"eigenexp/{place}" if place.startswith("conf/") else place) in names
     assert not [name for name in names if name.startswith(("tests/", "conf/"))]
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "EIGENEXP_ROOT")}
     environment = tmp_path / "env"

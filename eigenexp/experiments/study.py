@@ -27,6 +27,7 @@ from eigenexp.experiments.building import (
 from eigenexp.experiments.config import TrainerConfig, shown_settings
 from eigenexp.experiments.session import check_settings, fit_to_the_end, name_run
 from eigenexp.modules.study import StudyModule
+from eigenexp.pictures.sources import left_out
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
 from eigenexp.runs.overview import model_name, problem_row, records_row
 from eigenexp.spectrum import StopReason
@@ -121,9 +122,16 @@ def fit_study(
     again = {what: bool(settings["study"].get(f"retry_{what}")) for what in ("failed", "unproven")}
     if is_first:
         row = {**problem_row(settings), "picture": source}
-        place.write_record(config=settings, status="RUNNING", title=title, study=True, row=row)
+        others = left_out(settings["image"]["path"])
+        place.write_record(
+            config=settings, status="RUNNING", title=title, study=True, row=row, left_out=others
+        )
         module.folder.forget(**again)
         say(f"run {run_id}: {title}, files under {place.results}")
+        if others:
+            more = ", …" if len(others) > 5 else ""
+            files = "1 file" if len(others) == 1 else f"{len(others)} files"
+            say(f"{files} left out: {', '.join(others[:5])}{more}")
     loggers = build_loggers(settings, run_id, mlflow) if is_first else []
     children = None
     if mlflow is not None:

@@ -7,8 +7,6 @@ cut, resized or dropped stands in :attr:`Picture.record`, with the hash of the f
 from __future__ import annotations
 
 import difflib
-import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +18,8 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import ImageError, InputTypeError
+from eigenexp.pictures.bundled import ALIASES, bundled_pictures, bundled_sha256, read_bundled
+from eigenexp.pictures.paths import expand_home
 from eigenexp.pictures.reading import Raw, read_array, read_file
 from eigenexp.storage.hashing import tensor_sha256
 
@@ -28,34 +28,6 @@ __all__ = ["Picture", "bundled_pictures", "load_picture"]
 # ITU-R BT.709 luminance of linear RGB, the weights of skimage.color.rgb2gray.
 LUMINANCE = (0.2125, 0.7154, 0.0721)
 CHANNELS = ("gray", "color", "keep")
-
-# scikit-image's pictures by the name of the function that returns each; chosen are those that its
-# wheel holds as one file of one picture that means something without its alpha.
-_SKIMAGE_FILES = {
-    "astronaut": "astronaut.png",
-    "brick": "brick.png",
-    "camera": "camera.png",
-    "cell": "cell.png",
-    "checkerboard": "chessboard_GRAY.png",
-    "chelsea": "chelsea.png",
-    "clock": "clock_motion.png",
-    "coffee": "coffee.png",
-    "coins": "coins.png",
-    "colorwheel": "color.png",
-    "grass": "grass.png",
-    "gravel": "gravel.png",
-    "hubble_deep_field": "hubble_deep_field.jpg",
-    "immunohistochemistry": "ihc.png",
-    "logo": "logo.png",
-    "microaneurysms": "microaneurysms.png",
-    "moon": "moon.png",
-    "page": "page.png",
-    "retina": "retina.jpg",
-    "rocket": "rocket.jpg",
-    "shepp_logan_phantom": "phantom.png",
-    "text": "text.png",
-}
-_ALIASES = {"cat": "chelsea"}
 
 
 @dataclass(frozen=True)
@@ -71,22 +43,14 @@ class Picture:
     record
         Plain, JSON-ready facts: ``source``, ``kind``, ``file_sha256`` (files), ``source_shape``,
         ``source_dtype``, ``scaled_from`` (the source's own black and white), ``alpha``
-        (``"dropped"`` or ``None``), ``orientation`` (EXIF), ``conversion``, ``crop``, ``resize``,
-        ``channels``, ``value_range``, ``dtype``, ``shape``, ``minimum``, ``maximum``, ``sha256``
-        (of dtype, shape and values).
+        (``"dropped"``, ``"tRNS dropped"`` or ``None``), ``orientation`` (EXIF), ``conversion``,
+        ``crop``, ``resize``, ``channels``, ``value_range``, ``dtype``, ``shape``, ``minimum``,
+        ``maximum``, ``sha256`` (of dtype, shape and values).
     """
 
     tensor: Tensor
     name: str
     record: dict[str, Any]
-
-
-def bundled_pictures() -> list[str]:
-    """Return the names of scikit-image's pictures that are installed here, sorted.
-
-    scikit-image offers more, which it would download; those are not listed.
-    """
-    return sorted(_bundled())
 
 
 def load_picture(
@@ -98,16 +62,18 @@ def load_picture(
     value_range: Sequence[float] = (0.0, 1.0),
     dtype: torch.dtype | str = torch.float32,
 ) -> Picture:
-    """Load a picture; the steps are read, scale, drop alpha, crop, resize, gray or colour.
+    """Load a picture; the steps are read, crop, scale, drop alpha, resize, gray or colour.
 
     Parameters
     ----------
     source
         - the name of a picture of scikit-image (:func:`bundled_pictures`);
-        - a file: any format Pillow reads, ``.npy``, or ``.pt`` / ``.safetensors`` holding one
-          tensor. A name is looked up before a file; write ``./camera`` for a file called *camera*;
+        - a file: PNG, JPEG, TIFF, BMP, GIF, WebP, AVIF, JPEG 2000, PPM, TGA, PCX or SGI, ``.npy``,
+          or ``.pt`` / ``.safetensors`` holding one tensor. A name is looked up before a file; write
+          ``./camera`` for a file called *camera*;
         - a tensor ``(H, W)``, ``(C, H, W)`` or ``(1, C, H, W)``, or an array ``(H, W)``,
-          ``(H, W, C)`` or as a tensor's; C is 1 to 4, of which 2 and 4 end with alpha.
+          ``(H, W, C)`` or as a tensor's; C is 1 to 4, of which 2 and 4 end with alpha. An array
+          whose first and last side are both that short is refused: ``(1, C, H, W)`` is clear.
         Booleans, uint8 and uint16 are scaled from their full range to ``value_range``; other
         numbers must be in ``value_range`` already, which integers must not leave at its default.
     crop
@@ -146,9 +112,11 @@ def load_picture(
     if channels not in CHANNELS:
         raise ImageError(f"channels: expected one of {', '.join(CHANNELS)}, got {channels!r}")
     raw = _read(source)
-    values, scaled_from = _scale(raw, black, white)
+    _check_values(raw, black, white)
+    # Cropped before all else, so that a part of a large picture costs no copies of the whole.
+    values, crop_record = _crop(raw.values, crop)
+    values, scaled_from = _scale(values, raw.full_range, black, white)
     values, alpha = _drop_alpha(values, raw.name)
-    values, crop_record = _crop(values, crop)
     values, resize_record = _resize(values, resize, black, white)
     values, conversion = _convert(values, channels)
     tensor = values.clamp(black, white).to(kind).unsqueeze(0).contiguous()
@@ -160,7 +128,7 @@ def load_picture(
         "source_dtype": raw.dtype,
         "scaled_from": scaled_from,
         "orientation": raw.orientation,
-        "alpha": alpha,
+        "alpha": raw.alpha or alpha,
         "crop": crop_record,
         "resize": resize_record,
         "channels": channels,
@@ -187,15 +155,16 @@ def _read(source: Any) -> Raw:
         )
     if not source.strip():
         raise ImageError("source: expected the name of a picture or a path, got an empty string")
-    bundled = _bundled()
-    name = _ALIASES.get(source, source)
+    bundled = bundled_pictures()
+    name = ALIASES.get(source, source)
     if name in bundled:
-        return read_file(bundled[name], source=f"skimage.data.{name}", name=name)
+        facts = {"source": f"skimage.data.{name}", "name": name, "kind": "scikit-image"}
+        return read_array(read_bundled(name), **facts, file_sha256=bundled_sha256(name))
     try:
-        path = Path(source).expanduser()
-        if path.exists():
+        path = expand_home(source)
+        if path.exists() or path.is_symlink():
             return read_file(path)
-        near = _near(source, path, list(bundled))
+        near = _near(source, path, bundled)
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
@@ -206,20 +175,9 @@ def _read(source: Any) -> Raw:
     )
 
 
-@functools.cache
-def _bundled() -> dict[str, Path]:
-    """Return the installed files of scikit-image's pictures, without importing scikit-image."""
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        return {}
-    folder = Path(spec.origin).parent / "data"
-    found = {name: folder / file for name, file in _SKIMAGE_FILES.items()}
-    return {name: path for name, path in found.items() if path.is_file()}
-
-
 def _near(source: str, path: Path, bundled: list[str]) -> list[str]:
     """Return names of pictures and files that a mistyped source may have meant."""
-    names = difflib.get_close_matches(source.lower(), [*bundled, *_ALIASES], n=3)
+    names = difflib.get_close_matches(source.lower(), [*bundled, *ALIASES], n=3)
     if not path.parent.is_dir():
         return names
     here = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
@@ -227,23 +185,21 @@ def _near(source: str, path: Path, bundled: list[str]) -> list[str]:
     return [*names, *(str(path.parent / file) for file in files)]
 
 
-def _scale(raw: Raw, black: float, white: float) -> tuple[Tensor, list[float] | None]:
-    """Return float64 values in [black, white] and the range the source was scaled from."""
+def _check_values(raw: Raw, black: float, white: float) -> None:
+    """Refuse a picture without pixels, and values whose black and white cannot be the ones said."""
     values = raw.values
     if values.numel() == 0:
         raise ImageError(f"{raw.name}: expected pixels, got shape {tuple(values.shape)}")
     if raw.full_range is not None:
-        low, high = raw.full_range
-        scaled = (values.to(torch.float64) - low) / (high - low)
-        return black + (white - black) * scaled, [float(low), float(high)]
-    if not values.is_floating_point() and (black, white) == (0.0, 1.0):
-        raise InputTypeError(
-            f"{raw.name}: expected floats, booleans, uint8 or uint16, got {raw.dtype}, whose white "
-            "is unknown; divide by it, or say the range of the values: value_range=[0, 255]"
-        )
-    values = values.to(torch.float64)
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
+        return
+    if not values.is_floating_point():
+        if (black, white) == (0.0, 1.0):
+            raise InputTypeError(
+                f"{raw.name}: expected floats, booleans, uint8 or uint16, got {raw.dtype}, whose "
+                "white is unknown; divide by it, or say the range of the values: "
+                "value_range=[0, 255]"
+            )
+    elif bad := int((~torch.isfinite(values)).sum()):
         raise ImageError(
             f"{raw.name}: expected finite values, got NaN or inf at {bad} of {values.numel()} "
             "places; mend the picture"
@@ -256,7 +212,17 @@ def _scale(raw: Raw, black: float, white: float) -> tuple[Tensor, list[float] | 
             f"{raw.name}: expected values in [{black:g}, {white:g}], got {low:g} to {high:g}; "
             "rescale the picture, or say its range: value_range=[black, white]"
         )
-    return values, None
+
+
+def _scale(
+    values: Tensor, full_range: tuple[float, float] | None, black: float, white: float
+) -> tuple[Tensor, list[float] | None]:
+    """Return float64 values in [black, white] and the range the source was scaled from."""
+    if full_range is None:
+        return values.to(torch.float64), None
+    low, high = full_range
+    scaled = (values.to(torch.float64) - low) / (high - low)
+    return black + (white - black) * scaled, [float(low), float(high)]
 
 
 def _drop_alpha(values: Tensor, name: str) -> tuple[Tensor, str | None]:

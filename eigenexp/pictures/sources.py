@@ -15,11 +15,16 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import ImageError, InputError, InputTypeError
-from eigenexp.pictures.picture import Picture, bundled_pictures, load_picture
+from eigenexp.pictures.bundled import bundled_pictures
+from eigenexp.pictures.paths import absolute_glob, expand_home
+from eigenexp.pictures.picture import Picture, load_picture
 
-__all__ = ["SUFFIXES", "PictureSource", "find_pictures", "picture_sources"]
+__all__ = ["SUFFIXES", "PictureSource", "find_pictures", "left_out", "picture_sources"]
 
-_KINDS = "bmp gif jpeg jpg npy pbm pgm png pnm ppm pt pth safetensors tif tiff webp"
+_KINDS = (
+    "avif bmp dib gif j2k jp2 jpeg jpf jpg jpx mpo npy pbm pcx pgm png pnm ppm pt pth rgb "
+    "safetensors sgi tga tif tiff webp"
+)
 SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 """Endings of the files that are pictures in a folder."""
 
@@ -51,7 +56,8 @@ def find_pictures(path: str | Path | Sequence[str | Path]) -> list[str]:
     Parameters
     ----------
     path
-        A folder (its picture files, by :data:`SUFFIXES`, hidden ones left out, sorted by name); a
+        A folder (its picture files, by :data:`SUFFIXES`, hidden ones left out, sorted by name; what
+        else it holds is told by :func:`left_out`, a link to nothing is a picture that fails); a
         glob (``photos/**/*.png``, sorted); one file or bundled picture; or a list of all these, in
         its own order. A picture named twice is an error.
 
@@ -81,8 +87,10 @@ def find_pictures(path: str | Path | Sequence[str | Path]) -> list[str]:
 
 def _check_exists(path: str | Path) -> None:
     """Refuse a path that names nothing; in a list a missing file is that picture's failure."""
-    place = Path(path).expanduser().absolute()
-    if place.exists() or glob.has_magic(str(path)) or str(path) in bundled_pictures():
+    place = expand_home(path).absolute()
+    if place.exists() or place.is_symlink() or str(path) in bundled_pictures():
+        return
+    if absolute_glob(path) is not None:
         return
     here = sorted(p.name for p in place.parent.glob("*")) if place.parent.is_dir() else []
     near = difflib.get_close_matches(place.name, here, n=3)
@@ -99,23 +107,45 @@ def _expand(part: Any) -> list[str]:
     if isinstance(part, str) and part in bundled_pictures():
         return [part]
     # Absolute, so that a study goes on from any folder.
-    text = str(Path(str(part)).expanduser().absolute())
-    folder = Path(text)
+    folder = expand_home(part).absolute()
+    text = str(folder)
     if folder.is_dir():
-        files = [p for p in folder.iterdir() if p.is_file() and _is_picture(p)]
+        files = [p for p in folder.iterdir() if _is_file(p) and _is_picture(p)]
         if not files:
             raise ImageError(
                 f"{folder}: expected a folder with pictures ({' '.join(sorted(SUFFIXES))}), got "
                 "none; subfolders are taken by a glob: folder/**/*.png"
             )
         return sorted(str(p) for p in files)
-    if glob.has_magic(text) and not folder.exists():
-        files = [Path(p) for p in glob.glob(text, recursive=True)]
-        chosen = sorted(str(p) for p in files if p.is_file() and _is_picture(p))
+    pattern = absolute_glob(part)
+    if pattern is not None:
+        files = [Path(p) for p in glob.glob(pattern, recursive=True)]
+        chosen = sorted(str(p) for p in files if _is_file(p) and _is_picture(p))
         if not chosen:
             raise ImageError(f"{text}: expected a glob that some picture fits, got none that does")
         return chosen
     return [text]
+
+
+def left_out(path: str | Path | Sequence[str | Path]) -> list[str]:
+    """Return the names of the files in folders of ``path`` that are not taken as pictures, sorted.
+
+    Hidden files and subfolders do not count.
+    """
+    parts = [path] if isinstance(path, (str, Path)) else list(path)
+    folders = [expand_home(part) for part in parts if str(part) not in bundled_pictures()]
+    return sorted(
+        file.name
+        for folder in folders
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if not file.is_dir() and not file.name.startswith(".") and not _is_picture(file)
+    )
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether it is a file, or a link to nothing: that picture fails rather than vanish."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _is_picture(path: Path) -> bool:

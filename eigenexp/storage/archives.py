@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 import zipfile
-from typing import IO
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
 
-__all__ = ["archive_fault"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["archive_fault", "larger_than_storage", "tensors_in"]
 
 _LOCAL_HEADER = 30  # the least that stands before an entry's content
 
@@ -36,3 +40,35 @@ def archive_fault(file: IO[bytes]) -> str | None:
     if sum(entry.file_size + _LOCAL_HEADER for entry in entries) > size:
         return "entries that claim more bytes than the file has"
     return None
+
+
+def larger_than_storage(tensor: Tensor) -> bool:
+    """Tell whether a loaded tensor repeats its storage, so that a copy would take more than it.
+
+    ``torch.save`` keeps the strides of an expanded tensor: a kilobyte may claim gigabytes. A
+    sparse tensor claims as much as its dense shape and is never written by eigenexp.
+    """
+    import torch
+
+    if tensor.layout is not torch.strided:
+        return True
+    if tensor.device.type == "meta":
+        return tensor.numel() > 0
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors of nested containers, in their order."""
+    import torch
+
+    found: list[Tensor] = []
+    left = [value]
+    while left:
+        entry = left.pop()
+        if isinstance(entry, torch.Tensor):
+            found.append(entry)
+        elif isinstance(entry, Mapping):
+            left.extend(reversed(list(entry.values())))
+        elif isinstance(entry, (list, tuple, set)):
+            left.extend(reversed(list(entry)))
+    return found

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from eigenexp.errors import CheckpointError
+from eigenexp.storage.regular import file_fault
 
 __all__ = ["read_json"]
+
+_MOST_BYTES = 64 << 20  # a record of a study of 100 000 pictures has 30 MB
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -17,10 +20,14 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        Naming ``what`` was expected, when the file is missing, damaged or no mapping.
+        Naming ``what`` was expected, when the file is missing, a pipe or device, larger than 64 MB,
+        damaged or no mapping.
     """
     try:
-        value = json.loads(path.read_text())
+        fault = file_fault(path, _MOST_BYTES)
+        if fault is not None:
+            raise CheckpointError(f"{path}: expected {what}, got {fault}")
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected {what}, got a damaged file ({error})") from error
     if not isinstance(value, dict):

@@ -67,8 +67,10 @@ def test_a_folder_becomes_one_run_with_a_child_a_picture(photos: Path) -> None:
     from eigenexp.tracking import local_store
 
     (photos / "photos" / "p9.png").write_text("junk")
+    (photos / "photos" / "q.exr").write_text("another format")
     done = run(photos, "fit", *SETTINGS, "solver.tol=1e-2", "logger=mlflow")
     assert done.returncode == 1, done.stderr  # one picture failed
+    assert "1 file left out: q.exr" in done.stdout
     assert "4 of 5 pictures solved" in done.stdout
     assert "failed: " in done.stdout
     assert "study.retry_failed=true" in done.stdout

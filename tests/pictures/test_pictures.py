@@ -1,9 +1,10 @@
 """Pictures: what comes in, what comes out, and what the record says about it."""
 
+import hashlib
 import json
 import struct
-import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from eigenexp.errors import ImageError, InputTypeError
-from eigenexp.pictures.picture import bundled_pictures, load_picture
+from eigenexp.pictures.bundled import bundled_pictures, bundled_sha256
+from eigenexp.pictures.picture import load_picture
 from eigenexp.storage.hashing import tensor_sha256
 
 RNG = np.random.default_rng(0)
@@ -59,11 +61,18 @@ def test_gray_has_rgb2grays_weights():
     assert ours.record["conversion"] == "0.2125 R + 0.7154 G + 0.0721 B"
 
 
-def test_a_picture_needs_no_scikit_image(monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "skimage"]:
-        monkeypatch.delitem(sys.modules, name)
-    load_picture("camera")
-    assert "skimage" not in sys.modules
+def test_bundled_pictures_come_with_the_wheel(monkeypatch):
+    """Each by scikit-image's public function, without a network; their files are those recorded."""
+    import socket
+
+    import skimage.data
+
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a download"))
+    folder = Path(skimage.data.__file__).parent
+    files = {hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
+    for name in bundled_pictures():
+        assert load_picture(name, crop=8).record["file_sha256"] == bundled_sha256(name)
+        assert bundled_sha256(name) in files
 
 
 def test_record_is_json_ready_and_tells_the_whole_story():
@@ -333,7 +342,7 @@ def test_bad_files_get_one_line(tmp_path):
     content = whole.read_bytes()
     bad = {
         "cut.png": (content[:90], "cannot be read as a picture"),
-        "text.png": (b"no picture", "Pillow does not know"),
+        "text.png": (b"no picture", "got a file of unknown kind"),
         "empty.png": (b"", "empty file"),
         "array.npy": (b"no array", "NumPy array"),
         "tensor.pt": (b"no tensor", "saved by torch.save"),

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import eigenexp as ee
-from eigenexp.errors import EigenexpError
-from eigenexp.pictures.sources import find_pictures, picture_sources
+from eigenexp.errors import EigenexpError, ImageError
+from eigenexp.pictures.sources import find_pictures, left_out, picture_sources
 
 
 @pytest.fixture
@@ -37,6 +37,36 @@ def test_folders_globs_and_lists_give_absolute_paths_in_a_fixed_order(
     assert find_pictures([c, photos, "camera"]) == [c, a, b, "camera"]
     monkeypatch.chdir(photos)
     assert find_pictures("*.png") == [a, b]
+
+
+@pytest.mark.parametrize("name", ["run [1]", "a*b", "w?"])
+def test_a_pattern_is_what_is_written_not_the_folder_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    Image.fromarray(np.full((4, 4), 100, np.uint8)).save(folder / "a.png")
+    assert find_pictures(f"{folder}/*.png") == [str(folder / "a.png")]
+    # A file that a study names and that is gone is that picture's failure, not an empty pattern.
+    assert find_pictures([str(folder / "gone.png")]) == [str(folder / "gone.png")]
+    monkeypatch.chdir(folder)
+    assert find_pictures("*.png") == [str(folder / "a.png")]
+
+
+def test_a_folder_takes_every_format_that_loads_and_tells_what_it_leaves_out(photos: Path) -> None:
+    whole = Image.fromarray(np.full((8, 8), 100, np.uint8))
+    for name in ("d.jp2", "e.avif", "f.tga"):
+        whole.save(photos / name)
+    (photos / "g.exr").write_bytes(b"v/1\x01")
+    (photos / "h.png").symlink_to(photos / "gone.png")
+    names = [Path(path).name for path in find_pictures(photos)]
+    assert names == ["a.png", "b.png", "d.jp2", "e.avif", "f.tga", "h.png"]
+    assert left_out(photos) == left_out(["camera", photos]) == ["g.exr", "notes.txt"]
+    assert left_out("camera") == left_out(f"{photos}/*.png") == []
+    *whole_ones, dead = picture_sources(photos)
+    assert {source.load().tensor.shape[1] for source in whole_ones} == {1}
+    with pytest.raises(ImageError, match=r"a link to .*, which is gone"):
+        dead.load()
 
 
 @pytest.mark.parametrize(
