@@ -369,10 +369,13 @@ def _sync(options: argparse.Namespace) -> int:
     reports = {report.local_id: report for group in found for report in group}
     for report in reports.values():
         said = "sent" if report.complete else f"waits: {report.problem or 'more is being written'}"
+        if report.refused:
+            kept = f", kept in {report.refused_path}" if report.refused_path else ""
+            said += f"; {report.refused} refused{kept}"
         say(f"{report.run_id or report.local_id}  {report.points} points  {said}")
     if not reports:
         print("nothing waits")
-    return 0 if all(report.complete for report in reports.values()) else 1
+    return 0 if all(r.complete and not r.refused for r in reports.values()) else 1
 
 
 def _ui(options: argparse.Namespace) -> int:

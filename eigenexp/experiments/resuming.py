@@ -27,7 +27,7 @@ from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture
 from eigenexp.runs.folder import RunFolder, find_run, list_runs
 from eigenexp.storage.plain import plain
 from eigenexp.tracking import Store, download_artifact, download_checkpoint
-from eigenexp.tracking.store import check_run_id
+from eigenexp.tracking.names import check_run_id
 
 __all__ = [
     "check_resolved",
@@ -158,7 +158,7 @@ def fetch_run(store: Store, name: str, root: Path, say: Any = print) -> RunFolde
     """
     found = store.find_run(name)
     run = RunFolder(root, check_run_id(found.info.run_id))
-    say(f"fetching run {run.run_id} from {store.uri}")
+    say(f"fetching run {run.run_id} from {store.address}")
     download_checkpoint(store, run.run_id, run.checkpoints)
     try:
         download_artifact(store, run.run_id, f"results/{PICTURE_FILE}", run.results)
@@ -187,7 +187,7 @@ def refresh_run(run: RunFolder, say: Any = print) -> None:
         if not isinstance(step, int) or step <= here:
             return
         why = f"went on elsewhere, to step {step}" if here >= 0 else "has no whole checkpoint here"
-        say(f"run {run.run_id} {why}; fetching it from {store.uri}")
+        say(f"run {run.run_id} {why}; fetching it from {store.address}")
         download_checkpoint(store, run.run_id, run.checkpoints, "last")
     except RunNotFoundError:
         return

@@ -135,7 +135,7 @@ def fit_study(
     loggers = build_loggers(settings, run_id, mlflow) if is_first else []
     children = None
     if mlflow is not None:
-        children = ChildRuns(root, mlflow.tracking_uri, run_id, place.results)
+        children = ChildRuns(mlflow.store, run_id, place.results)
     callbacks: list[L.Callback] = [stop, StudyLogging()]
     if settings["trainer"]["enable_progress_bar"]:
         callbacks.append(StudyProgressBar())

@@ -16,7 +16,7 @@ from eigenexp.pictures.saving import PICTURE_FILE
 from eigenexp.runs.folder import CONVERGENCE_FILE, RunFolder
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.tracking import Store, download_artifact, download_checkpoint
-from eigenexp.tracking.store import check_run_id
+from eigenexp.tracking.names import check_run_id
 
 __all__ = ["fetch_result", "spectrum_so_far"]
 
@@ -73,8 +73,10 @@ def fetch_result(name: str, root: Path) -> RunFolder:
         When the store does not have it, or does not answer.
     """
     store = Store(root)
-    if store.uri == store.sqlite_uri and not store.database.exists():
-        raise RunNotFoundError(f"{name}: expected a run of {store.uri}, got a store without runs")
+    if store.is_local and not store.database.exists():
+        raise RunNotFoundError(
+            f"{name}: expected a run of {store.address}, got a store without runs"
+        )
     found = store.find_run(name)
     run = RunFolder(root, check_run_id(found.info.run_id))
     for file in (SPECTRUM_FILE, PICTURE_FILE, CONVERGENCE_FILE):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
 from eigenexp.tracking.files import copy_atomic, safe_relative
-from eigenexp.tracking.store import Store, one_line
+from eigenexp.tracking.store import Store
+from eigenexp.tracking.texts import one_line
 
 __all__ = ["download_artifact", "download_checkpoint", "list_artifacts"]
 

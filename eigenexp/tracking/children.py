@@ -1,10 +1,8 @@
 """One MLflow child run a finished picture of a study, made in a process of its own.
 
-``python -m eigenexp.tracking.children`` watches the study's folder and ends when its standard input
-closes, which a killed parent does too. What a picture's record says is what the child run gets; a
-file ``published.json`` beside the record says that it has it. A child that was made while the file
-was not yet written is found again by its tags, so every picture has one child however often the
-process is killed.
+What a picture's record says is what the child run gets; a file ``published.json`` beside the record
+says that it has it. A child that was made while the file was not yet written is found again by its
+tags, so every picture has one child however often the process is killed.
 """
 
 from __future__ import annotations
@@ -14,24 +12,25 @@ import csv
 import json
 import logging
 import os
-import signal
 import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-import eigenexp
 from eigenexp.storage.atomic import write_json_atomic
-from eigenexp.tracking.store import QUIET_ENVIRONMENT, Store, one_line
+from eigenexp.storage.processes import module_arguments, start_module
+from eigenexp.tracking.environment import QUIET_ENVIRONMENT
+from eigenexp.tracking.store import Store
+from eigenexp.tracking.watching import beside_parent, deliver
 
-__all__ = ["ChildRuns", "publish_pictures"]
+__all__ = ["ChildRuns", "PictureWatch", "publish_pictures"]
 
 log = logging.getLogger(__name__)
 
 _PARENT = "mlflow.parentRunId"
 _POSITION = "eigenexp.position"
 _POLL_SECONDS = 2.0
+_GRACE_SECONDS = 60.0
+_LOCK_SECONDS = 120.0
 
 
 def publish_pictures(
@@ -107,6 +106,14 @@ def _children(store: Store, experiment: str, parent: str) -> dict[str, str]:
             return found
 
 
+def _delete_twins(store: Store, experiment: str, parent: str, position: str, child: str) -> None:
+    """Delete what a creation left that the client sent again because its answer was lost."""
+    query = f"tags.`{_PARENT}` = '{parent}' and tags.`{_POSITION}` = '{position}'"
+    for run in store.client.search_runs([experiment], query):
+        if run.info.run_id != child:
+            store.client.delete_run(run.info.run_id)
+
+
 def _publish(
     store: Store,
     experiment: str,
@@ -123,6 +130,7 @@ def _publish(
     if child is None:
         tags = {_PARENT: parent, _POSITION: position, "picture": record["name"]}
         child = client.create_run(experiment, run_name=picture.name, tags=tags).info.run_id
+        _delete_twins(store, experiment, parent, position, child)
     end = int((picture / "record.json").stat().st_mtime * 1000)
     start = end - int(1000 * record["seconds"])
     metrics = [Metric("seconds", record["seconds"], end, 0)]
@@ -168,37 +176,26 @@ class ChildRuns:
 
     Parameters
     ----------
-    root, uri
-        The project's ``mlruns`` folder and the tracking store.
+    store
+        The tracking store.
     parent
         The parent's run id; nothing is done for a provisional one.
     folder
         The study's folder.
     """
 
-    def __init__(self, root: Path, uri: str, parent: str, folder: Path) -> None:
+    def __init__(self, store: Store, parent: str, folder: Path) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         if parent.startswith("offline-"):
             log.warning("no child runs: the tracking store has not named the parent run yet")
             return
-        package = str(Path(eigenexp.__file__).parent.parent)
-        paths = [package, os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **QUIET_ENVIRONMENT,
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        }
         folder.mkdir(parents=True, exist_ok=True)
-        module = [sys.executable, "-m", "eigenexp.tracking.children"]
-        with (folder / "children.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                [*module, str(root), uri, parent, str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is meant for the solve
-            )
+        self._process = start_module(
+            "eigenexp.tracking.children",
+            {"root": str(store.root), "uri": store.uri, "run": parent, "folder": str(folder)},
+            output=folder / "children.log",
+            environment=QUIET_ENVIRONMENT,
+        )
 
     def close(self, timeout: float = 60.0) -> bool:
         """Let it make the last ones and wait for it; return whether it ended in time."""
@@ -212,44 +209,44 @@ class ChildRuns:
             return False  # it ends by itself
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Watch a study's folder until standard input closes, then once more."""
-    root, uri, parent, folder = arguments or sys.argv[1:5]
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(10)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    closed = threading.Event()
+class PictureWatch:
+    """The finished pictures of a study, whose child runs are made while it goes on.
 
-    def watch() -> None:
-        sys.stdin.buffer.read()
-        closed.set()
+    Parameters
+    ----------
+    store, parent, folder
+        As of :func:`publish_pictures`.
+    """
 
-    threading.Thread(target=watch, daemon=True).start()
-    from filelock import FileLock
+    idle_seconds = _POLL_SECONDS
 
-    with FileLock(Path(folder) / ".children.lock"):
-        return _serve(Store(root, uri), parent, Path(folder), closed)
+    def __init__(self, store: Store, parent: str, folder: Path) -> None:
+        self._place = (store, parent, folder)
+        self._published: dict[str, int] = {}
+
+    def step(self) -> bool:
+        """Make the child runs that are missing."""
+        return publish_pictures(*self._place, self._published) > 0
+
+    def fail(self, error: BaseException) -> None:
+        """Look again at what was not published."""
+        self._published.clear()
+
+    def is_over(self, parent_is_gone: bool) -> bool:
+        """Whether the study has ended, or its process is dead."""
+        return parent_is_gone
 
 
-def _serve(store: Store, parent: str, folder: Path, closed: threading.Event) -> int:
-    failures = 0
-    published: dict[str, int] = {}
-    while True:
-        last = closed.is_set()
-        try:
-            publish_pictures(store, parent, folder, published)
-            failures = 0
-        except Exception as error:
-            log.warning("%s", one_line(error))
-            failures += 1
-            published.clear()  # what was not published is looked at again
-        if last and (failures == 0 or failures > 5):
-            return int(failures > 0)
-        closed.wait(_POLL_SECONDS * (1 + failures))
+def main() -> int:
+    """Entry point of the process; its messages go to the study's ``children.log``."""
+    given = module_arguments()
+    folder = Path(given["folder"])
+    with beside_parent(folder / ".children.lock", _LOCK_SECONDS) as gone:
+        if gone is None:
+            return 1
+        watch = PictureWatch(Store(given["root"], given["uri"]), given["run"], folder)
+        return 0 if deliver(watch, gone, _GRACE_SECONDS) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

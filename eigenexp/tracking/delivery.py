@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import math
-import re
-import socket
-import uuid
-from pathlib import Path
 from typing import Any
 
 from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.tracking.files import remove_leftovers, write_text_atomic
-from eigenexp.tracking.spool import Record, Spool, is_sound
-from eigenexp.tracking.store import (
-    LOCAL_ID_TAG,
-    MAX_PARAM_LENGTH,
-    WRITER_TAG,
-    Store,
-    check_run_id,
-    clean_key,
-    one_line,
-)
+from eigenexp.tracking.names import check_run_id, clean_key
+from eigenexp.tracking.spool import Record, Spool, SpoolState, is_sound
+from eigenexp.tracking.store import LOCAL_ID_TAG, MAX_PARAM_LENGTH, WRITER_TAG, Store
+from eigenexp.tracking.texts import one_line, with_userinfo
+from eigenexp.tracking.uploads import Uploads, image_place
 
-__all__ = ["Sender", "is_alive"]
+__all__ = ["Sender"]
 
 log = logging.getLogger(__name__)
 
 BATCH_POINTS = 1000
-# MLflow's own is 256, in which the text of a figure cannot be read.
-_THUMBNAIL = 640
 _PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
@@ -44,17 +32,18 @@ class Sender:
     spool
         The run's spool; the caller holds its lock.
     store
-        Where to; by default what the spool's ``meta.json`` says.
+        Where to; by default what the spool's ``meta.json`` says, with the user and password that
+        ``MLFLOW_TRACKING_URI`` has for the same address.
     """
 
     def __init__(self, spool: Spool, store: Store | None = None) -> None:
         self.spool = spool
         self.meta = spool.meta
-        self.store = store or Store(self.meta["root"], self.meta["uri"])
+        self.store = store or Store(self.meta["root"], with_userinfo(self.meta["uri"]))
         self.state = spool.read_state()
+        self._uploads = Uploads(spool, self.store)
         self._connected = False
         self._taken_over = False
-        self._images_tagged = False
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -67,12 +56,16 @@ class Sender:
             Whatever the store raises; the same step may be tried again later.
         """
         try:
+            if self.store.was_replaced:
+                raise TrackingError(f"{self.store.address}: another file lies there than before")
             self._connect()
             moved = self._send_batch()
             return self._upload_one() or moved
         except Exception:
-            # What was noted for points that did not arrive must be forgotten.
+            # What was noted for points that did not arrive must be forgotten, and the store be
+            # asked again what it has: it may be another one when it is back.
             self.state = self.spool.read_state()
+            self._connected = False
             raise
 
     @property
@@ -93,6 +86,13 @@ class Sender:
             self.state.status = "FAILED"
             self._keep()
 
+    def finish(self) -> None:
+        """Leave nothing of a run that has ended and of which everything was sent."""
+        self.mark_dead()  # unless it told how it ended
+        if self.state.creating and self.state.run_id is not None:
+            self.store.adopt_run(self._local_id, keep=self.state.run_id)
+        self.spool.remove()
+
     def _keep(self) -> None:
         self.state.error = None
         self.spool.write_state(self.state)
@@ -107,7 +107,12 @@ class Sender:
         if state.run_id is None:
             state.run_id = self._existing_run() or self._create_run()
             self._keep()
-        run = self.store.client.get_run(state.run_id)
+        run = self._find_run(state.run_id)
+        if run is None:
+            self._begin_anew()
+            self._connect()
+            return
+        _check_active(run)
         if state.lost:
             state.floor, state.lost = self._steps_of_store(), False
             self._keep()
@@ -124,6 +129,47 @@ class Sender:
             remove_leftovers(folder)
         self._connected = True
 
+    def _find_run(self, run_id: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.store.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        return None
+
+    def _begin_anew(self) -> None:
+        """Forget what a lost store had: the run is made again and sent from the journal's start."""
+        before = self.state
+        found = self.store.adopt_run(self._local_id)  # raises where the store does not answer well
+        if found is not None and found == before.run_id:
+            raise TrackingError(f"{self.store.address}: has run {found}, and has it not")
+        if found is not None:
+            before.run_id = found
+            self._keep()
+            return
+        log.warning(
+            "run %s is no longer in %s: it is made anew there and sent from its beginning",
+            before.run_id,
+            self.store.address,
+        )
+        first = self.spool.first_segment
+        self.state = SpoolState(
+            creating=True,
+            segment=first,
+            # Of what the journal has no record of any more.
+            uploads=before.uploads if first > 1 else [],
+            former=before.former or before.run_id,
+            rejected=before.rejected,
+        )
+        self._keep()
+
+    @property
+    def _local_id(self) -> str:
+        """What a run made by this spool is found by."""
+        return str(self.meta.get("run_id") or self.state.former or self.meta["local_id"])
+
     def _existing_run(self) -> str | None:
         """Return the id of the run to continue, or ``None`` where the store has none.
 
@@ -136,32 +182,23 @@ class Sender:
         try:
             return check_run_id(self.store.find_run(str(wanted)).info.run_id)
         except RunNotFoundError:
-            log.warning("run %s is not in %s: it begins there anew", wanted, self.store.uri)
+            log.warning("run %s is not in %s: it begins there anew", wanted, self.store.address)
             return None
 
     def _create_run(self) -> str:
         meta, state = self.meta, self.state
-        local_id = meta.get("run_id") or meta["local_id"]
-        experiment_id = self.store.experiment_id(meta["experiment"])
-        if state.creating:  # a creation was cut off: did it happen?
-            query = f"tags.`{LOCAL_ID_TAG}` = '{local_id}'"
-            found = self.store.client.search_runs([experiment_id], query, max_results=1)
-            if found:
-                return check_run_id(found[0].info.run_id)
+        # A creation that was cut off, or sent again by the client, may have happened.
+        found = self.store.adopt_run(self._local_id) if state.creating else None
+        if found is not None:
+            return found
         state.creating = True
         self.spool.write_state(state)
-        tags = {**meta["tags"], LOCAL_ID_TAG: local_id, WRITER_TAG: meta["local_id"]}
-        return self.store.create_run(meta["experiment"], meta["run_name"], tags)
+        tags = {**meta["tags"], LOCAL_ID_TAG: self._local_id, WRITER_TAG: meta["local_id"]}
+        run_id = self.store.create_run(meta["experiment"], meta["run_name"], tags)
+        return self.store.adopt_run(self._local_id) or run_id
 
     def _steps_of_store(self) -> dict[str, int]:
-        run_id = self._run_id
-        steps = self.store.last_steps(run_id)
-        for file in self.store.client.list_artifacts(run_id, "images"):
-            match = re.match(r"images/(.+)\+step\+(\d+)\+timestamp", file.path)
-            if match:
-                key = f"image:{match[1]}"
-                steps[key] = max(int(match[2]), steps.get(key, -1))
-        return steps
+        return {**self.store.last_steps(self._run_id), **self._uploads.last_steps(self._run_id)}
 
     @property
     def _run_id(self) -> str:
@@ -177,8 +214,8 @@ class Sender:
         points: list[tuple[str, float, int, int]] = []
         place, moved = None, False
         for record, segment, offset in self.spool.read(state, 4 * BATCH_POINTS):
-            kind = record.get("k") if is_sound(record) else None  # what is damaged is passed over
-            if kind == "m":
+            kind = record.get("k")
+            if kind == "m" and is_sound(record):
                 if points and len(points) + len(record["v"]) > BATCH_POINTS:
                     break
                 points += self._fresh_points(record)
@@ -188,7 +225,7 @@ class Sender:
             if place:
                 self._send_points(points, place)
                 points, place = [], None
-            self._handle(kind, record)
+            self._deal_with(record)
             self._advance((segment, offset))
         if place:
             self._send_points(points, place)
@@ -213,29 +250,42 @@ class Sender:
         from mlflow.exceptions import MlflowException
 
         metrics = [Metric(*point) for point in points]
+        refused = 0
         for start in range(0, len(metrics), BATCH_POINTS):
             part = metrics[start : start + BATCH_POINTS]
             try:
                 self.store.client.log_batch(self._run_id, metrics=part)
             except MlflowException as error:
-                if error.error_code not in _PERMANENT:
-                    raise
-                self._send_one_by_one(part)
-        self.state.points += len(points)
+                self._raise_unless_refused(error)
+                refused += self._send_one_by_one(part)
+        self.state.points += len(points) - refused
+        self.state.rejected += refused
         self._advance(place)
 
-    def _send_one_by_one(self, metrics: list[Any]) -> None:
-        """Find the points a server refuses; the others are delivered."""
+    def _send_one_by_one(self, metrics: list[Any]) -> int:
+        """Deliver the points a server takes; return how many it refuses."""
         from mlflow.exceptions import MlflowException
 
+        refused = 0
         for metric in metrics:
             try:
                 self.store.client.log_batch(self._run_id, metrics=[metric])
             except MlflowException as error:
-                if error.error_code not in _PERMANENT:
-                    raise
-                self.state.rejected += 1
-                log.warning("refused: %s at step %s: %s", metric.key, metric.step, error)
+                self._raise_unless_refused(error)
+                refused += 1
+                point = {"k": "m", "t": metric.timestamp, "s": metric.step}
+                self._set_aside({**point, "v": {metric.key: metric.value}}, one_line(error))
+        return refused
+
+    def _raise_unless_refused(self, error: Any) -> None:
+        """Raise what may pass; MLflow calls a deleted run by the same code as a bad value."""
+        if error.error_code not in _PERMANENT:
+            raise error
+        _check_active(self.store.client.get_run(self._run_id))
+
+    def _set_aside(self, record: Record, reason: str) -> None:
+        log.warning("%s: a record is set aside: %s", self.meta["local_id"], reason)
+        self.spool.set_aside(record, reason)
 
     def _advance(self, place: tuple[int, int]) -> None:
         moved_on = place[0] > self.state.segment
@@ -244,13 +294,28 @@ class Sender:
         if moved_on:
             self.spool.drop_segments(place[0])
 
-    def _handle(self, kind: Any, record: Record) -> None:
+    def _deal_with(self, record: Record) -> None:
+        """Do what a record says; one that nobody can use is set aside and the next ones go on."""
+        from mlflow.exceptions import MlflowException
+
+        reason = "damaged, or of another version"
+        if is_sound(record):
+            try:
+                self._handle(record["k"], record)
+                return
+            except MlflowException as error:
+                self._raise_unless_refused(error)
+                reason = one_line(error)
+        self.state.rejected += 1
+        self._set_aside(record, reason)
+
+    def _handle(self, kind: str, record: Record) -> None:
         if kind == "session":
             self._begin_session(record)
         elif kind == "p":
             self._log_params(record["v"])
         elif kind == "t":
-            tags = {clean_key(key): str(value)[:5000] for key, value in record["v"].items()}
+            tags = {clean_key(key): _text(value)[:5000] for key, value in record["v"].items()}
             for key, value in tags.items():
                 self.store.client.set_tag(self._run_id, key, value)
         elif kind in ("a", "i"):
@@ -275,9 +340,10 @@ class Sender:
         state.session = record
 
     def _log_params(self, params: dict[str, Any]) -> None:
+        params = {key: _text(value) for key, value in params.items()}
         fresh = self.store.log_params(self._run_id, params, self.state.params)
         self.state.params.update(fresh)
-        if any(len(str(value)) > MAX_PARAM_LENGTH for value in params.values()):
+        if any(len(value) > MAX_PARAM_LENGTH for value in params.values()):
             folder = self.spool.new_file_folder()
             write_text_atomic(folder / "params.json", json.dumps(params, indent=2))
             files = [str((folder / "params.json").relative_to(self.spool.folder))]
@@ -298,82 +364,52 @@ class Sender:
         """Remember an upload; an older one for the same place that still waits is dropped."""
         slot = record.get("slot")
         if slot and self._taken_over:
-            self._discard(record)
+            self._uploads.discard(record)
+            return
+        # Read again after the store was lost: delivered then, and never to displace what waits.
+        again = self.state.former is not None and not self._uploads.is_there(record)
+        if again or record in self.state.uploads:
             return
         for waiting in [w for w in self.state.uploads if slot and w.get("slot") == slot]:
             self.state.uploads.remove(waiting)
-            self._discard(waiting)
+            self._uploads.discard(waiting)
         self.state.uploads.append(record)
 
     def _upload_one(self) -> bool:
         if not self.state.uploads:
             return False
         record = self.state.uploads[0]
+        state = self.state
         try:
-            if record["k"] == "i":
-                self._upload_image(record)
-            else:
-                for path in self._files(record):
-                    if path.is_file():
-                        self.store.upload(self._run_id, path, record["to"])
-        except TrackingError as error:  # a path we refuse: it will not get better
-            log.warning("not uploaded: %s", error)
+            is_old = record["k"] == "i" and record["s"] <= state.floor.get(image_place(record), -1)
+            if not is_old:
+                self._uploads.send(self._run_id, record)
+        except TrackingError as error:  # it will not get better
+            self.state.rejected += 1
+            self._set_aside(record, one_line(error))
         except Exception:
             self.state.uploads.append(self.state.uploads.pop(0))  # let others have a try
             self.spool.write_state(self.state)
             raise
+        else:
+            if record["k"] == "i":
+                place = image_place(record)
+                state.steps[place] = max(record["s"], state.steps.get(place, -1))
         self.state.uploads.remove(record)
         self._keep()
-        self._discard(record)
+        self._uploads.discard(record)
         return True
 
-    def _upload_image(self, record: Record) -> None:
-        """Store a picture the way MLflow's time slider reads it, under a name that repeats."""
-        import numpy as np
-        from PIL import Image
 
-        key, step, stamp = clean_key(record["key"]).replace("/", "~"), record["s"], record["t"]
-        if step <= self.state.floor.get(f"image:{key}", -1):
-            return
-        files = self._files(record)
-        if not files:
-            return
-        pixels = np.load(files[0], allow_pickle=False)
-        unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self._run_id} {key} {step} {stamp}")
-        stem = f"{key}+step+{step}+timestamp+{stamp}+{unique}"
-        folder = self.spool.new_file_folder()
-        small = Image.fromarray(pixels)
-        for name, form in ((f"{stem}.png", "PNG"), (f"{stem}+compressed.webp", "WEBP")):
-            if form == "WEBP":
-                small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            data = io.BytesIO()
-            small.save(data, form)
-            (folder / name).write_bytes(data.getvalue())
-            self.store.upload(self._run_id, folder / name, "images")
-            (folder / name).unlink()
-        folder.rmdir()
-        if not self._images_tagged:
-            self.store.client.set_tag(self._run_id, "mlflow.loggedImages", "True")
-            self._images_tagged = True
-        self.state.steps[f"image:{key}"] = max(step, self.state.steps.get(f"image:{key}", -1))
-
-    def _files(self, record: Record) -> list[Path]:
-        """Return the files a record names; those outside the spool's own are left alone."""
-        inside = self.spool.files.resolve()
-        paths = [self.spool.folder / name for name in record["files"]]
-        return [path for path in paths if inside in path.resolve().parents]
-
-    def _discard(self, record: Record) -> None:
-        for path in self._files(record):
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
+def _check_active(run: Any) -> None:
+    """Raise where a run was deleted: it takes nothing until it is restored, or gone for good."""
+    if run.info.lifecycle_stage != "active":
+        raise TrackingError(
+            f"run {run.info.run_id}: expected one in use, got one that was deleted in MLflow, or "
+            "whose experiment was; what it has to tell waits until it is restored"
+        )
 
 
-def is_alive(record: Record) -> bool:
-    """Whether the process of a session record still lives (unknown, so yes, on other hosts)."""
-    if not record or record["host"] != socket.gethostname():
-        return bool(record)
-    import psutil
-
-    return bool(psutil.pid_exists(record["pid"]))
+def _text(value: Any) -> str:
+    """Return a value as a text that can be stored: half a surrogate pair cannot."""
+    return str(value).encode("utf-8", "replace").decode()

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from eigenexp.errors import TrackingError
 
-__all__ = ["copy_atomic", "remove_leftovers", "safe_relative", "snapshot", "write_text_atomic"]
+__all__ = [
+    "copy_atomic",
+    "remove_leftovers",
+    "safe_relative",
+    "snapshot",
+    "sync_files",
+    "write_text_atomic",
+]
 
 _COMPONENT = re.compile(r"[^\x00-\x1f/\\:]{1,200}")
 
@@ -63,6 +70,18 @@ def snapshot(source: Path, folder: Path, name: str) -> Path:
     except OSError:
         shutil.copyfile(source, target)
     return target
+
+
+def sync_files(folder: Path) -> None:
+    """Force a folder and the files in it to disk; those that lie there already cost little."""
+    for path in (*folder.iterdir(), folder, folder.parent):
+        if os.name == "nt" and path.is_dir():  # no handle of a folder to sync there
+            continue
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def safe_relative(path: str) -> str:

@@ -21,9 +21,10 @@ from eigenexp.checkpoints.files import metadata_path
 from eigenexp.distributed.ranks import first_rank_only, is_first_rank
 from eigenexp.errors import TrackingError
 from eigenexp.storage.plain import plain
+from eigenexp.tracking.names import STATUSES, check_experiment_name, check_run_id
 from eigenexp.tracking.outbox import Outbox
 from eigenexp.tracking.spool import Record
-from eigenexp.tracking.store import STATUSES, Store, check_run_id
+from eigenexp.tracking.store import Store
 
 __all__ = ["MLflowLogger"]
 
@@ -67,7 +68,8 @@ class MLflowLogger(Logger):
     Raises
     ------
     TrackingError
-        When ``root`` cannot be written or ``tracking_uri`` cannot be used.
+        When ``root`` cannot be written, or it, ``tracking_uri`` or ``experiment_name`` cannot be
+        used.
     """
 
     log_pictures_by_key = True
@@ -85,7 +87,7 @@ class MLflowLogger(Logger):
         drain_timeout: float = 30.0,
     ) -> None:
         super().__init__()
-        self._experiment_name = experiment_name
+        self._experiment_name = check_experiment_name(experiment_name)
         self._run_id = None if run_id is None else check_run_id(run_id)
         self._store = Store(root, tracking_uri)
         self._tags = {str(key): str(value) for key, value in (tags or {}).items()}
@@ -142,9 +144,14 @@ class MLflowLogger(Logger):
         return str(self._store.root)
 
     @property
-    def tracking_uri(self) -> str:
+    def store(self) -> Store:
         """Where the run is kept."""
-        return self._store.uri
+        return self._store
+
+    @property
+    def tracking_uri(self) -> str:
+        """Address of where the run is kept, without user and password."""
+        return self._store.address
 
     @property
     def is_offline(self) -> bool:

@@ -7,18 +7,19 @@ import logging
 import math
 import os
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import eigenexp
 from eigenexp.errors import TrackingError
-from eigenexp.tracking.files import safe_relative, snapshot
+from eigenexp.tracking.files import safe_relative, snapshot, sync_files
+from eigenexp.tracking.names import check_run_id
+from eigenexp.tracking.sender import start_sender
 from eigenexp.tracking.spool import Record, Spool, SpoolState, find_spools, session_record
-from eigenexp.tracking.store import QUIET_ENVIRONMENT, Store, check_run_id
+from eigenexp.tracking.store import Store
+from eigenexp.tracking.texts import printable
 
 __all__ = ["Outbox"]
 
@@ -63,14 +64,14 @@ class Outbox:
         self._held_back: deque[Record] = deque(maxlen=_HELD_BACK)
         self._warned = False
         self._open = True
-        self._uri = store.uri
+        self._store = store
         # Moment after which nothing waits any more, whoever waits already.
         self.deadline = math.inf
         spool = None if run_id is None else _find_spool(store, run_id)
         if spool is None:
             meta = {
                 "root": str(store.root),
-                "uri": store.uri,
+                "uri": store.address,
                 "experiment": experiment,
                 "run_name": run_name,
                 "tags": dict(tags or {}),
@@ -100,8 +101,8 @@ class Outbox:
                 log.warning(
                     "the tracking store %s does not answer (%s); the run goes on as %s and is "
                     "sent when the store is back",
-                    self._uri,
-                    state.error or reason,
+                    self._store.address,
+                    printable(state.error or reason),
                     self._local_id,
                 )
                 return self._local_id
@@ -149,7 +150,9 @@ class Outbox:
         if not self._open:
             return
         try:
-            made = make(self.spool.new_file_folder())
+            folder = self.spool.new_file_folder()
+            made = make(folder)
+            sync_files(folder)  # before the record names them: a power cut may keep that alone
         except OSError as error:
             self._tell_once(error)
             return
@@ -183,7 +186,7 @@ class Outbox:
                     "the tracking store does not have everything of run %s yet (%s); it waits in "
                     "%s, `eigenexp sync` sends it",
                     state.run_id or self._local_id,
-                    state.error or f"not done after {now - begin:.0f} s",
+                    printable(state.error or f"not done after {now - begin:.0f} s"),
                     spool.folder,
                 )
                 return False
@@ -196,7 +199,9 @@ class Outbox:
             return True
         done = self.wait(timeout)  # still there to tell the run's id
         self.append({"k": "end"})
+        self._tell_refused()
         if done and self._process is not None:
+            _release(self._process)  # it need not wait for our end
             try:
                 self._process.wait(5.0)
             except subprocess.TimeoutExpired:
@@ -204,32 +209,34 @@ class Outbox:
         self._end(say_so=False)
         return done
 
+    def _tell_refused(self) -> None:
+        refused = self._read_state().rejected
+        if refused:
+            log.warning(
+                "the tracking store does not take %d points or records of run %s; they are kept "
+                "in %s",
+                refused,
+                self._run_id or self._local_id,
+                self.spool.refused_path,
+            )
+
     def _end(self, say_so: bool = True) -> None:
         atexit.unregister(self._end)
         if self._open and say_so:
             self.append({"k": "end"})
         self._open = False
         self.spool.close()
-        if self._process is not None and self._process.poll() is None:
-            _OUTLIVING.append(self._process)
+        if self._process is not None:
+            if self._process.poll() is None:
+                _OUTLIVING.append(self._process)
+            else:
+                _release(self._process)
 
     def _launch(self) -> None:
-        environ = {**QUIET_ENVIRONMENT, **os.environ}
-        home = str(Path(eigenexp.__file__).parent.parent)
-        paths = (home, environ.get("PYTHONPATH"))
-        environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        folder = self.spool.folder
-        command = [sys.executable, "-m", "eigenexp.tracking.sender", str(folder), str(os.getpid())]
+        if self._process is not None:
+            _release(self._process)
         try:
-            with (folder / "sender.log").open("ab") as output:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=environ,
-                    start_new_session=True,  # Ctrl-C is for the solve alone
-                )
+            self._process = start_sender(self.spool, self._store, os.getpid())
         except OSError as error:
             self._tell_once(error)
 
@@ -254,6 +261,11 @@ class Outbox:
         return {**self.__dict__, "_process": None, "spool": Spool(self.spool.folder)}
 
 
+def _release(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+
+
 def _find_spool(store: Store, run_id: str) -> Spool | None:
     """Return what an earlier process left of this run, to go on in the same journal."""
     for spool in find_spools(store.root):
@@ -262,7 +274,8 @@ def _find_spool(store: Store, run_id: str) -> Spool | None:
         except TrackingError as error:  # of some other run, for all that can be known
             log.debug("passed over: %s", error)
             continue
-        names = (meta["local_id"], meta.get("run_id"), spool.read_state().run_id)
-        if meta["uri"] == store.uri and run_id in names:
+        state = spool.read_state()
+        names = (meta["local_id"], meta.get("run_id"), state.run_id, state.former)
+        if meta["uri"] == store.address and run_id in names:
             return spool
     return None

@@ -1,102 +1,104 @@
-"""Sends a spool to the tracking store, in a process of its own.
+"""Sends a run's spool to the tracking store, in a process of its own.
 
-``python -m eigenexp.tracking.sender SPOOL_FOLDER PARENT_PID`` lives beside a run: it shares no
-interpreter lock with the solve, imports MLflow while the solve linearises the model, and outlives a
-killed run long enough to deliver what it had logged and to mark it FAILED.
+It outlives a killed run long enough to deliver what that had logged and to mark it FAILED.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import signal
-import sys
-import time
+import subprocess
 from pathlib import Path
 
+from eigenexp.errors import TrackingError
+from eigenexp.storage.processes import module_arguments, start_module
 from eigenexp.tracking.delivery import Sender
+from eigenexp.tracking.environment import QUIET_ENVIRONMENT
 from eigenexp.tracking.spool import Spool
-from eigenexp.tracking.store import one_line
+from eigenexp.tracking.store import Store
+from eigenexp.tracking.watching import beside_parent, deliver
 
-__all__ = ["main", "run_sender"]
-
-log = logging.getLogger(__name__)
+__all__ = ["SpoolWatch", "main", "start_sender"]
 
 GRACE_SECONDS = 60.0
 
 
-def run_sender(folder: Path, parent: int) -> None:
-    """Deliver a spool until its writer has ended, or is dead and the time of grace is over."""
-    from filelock import FileLock, Timeout
+def start_sender(spool: Spool, store: Store, parent: int) -> subprocess.Popen[bytes]:
+    """Start the process; the address with its password goes by the environment, not in ``ps``.
 
-    lock = FileLock(folder / "lock", timeout=GRACE_SECONDS * 2)
-    try:
-        lock.acquire()
-    except Timeout:
-        return
-    try:
-        _serve(Sender(Spool(folder)), parent)
-    finally:
-        lock.release()
+    Raises
+    ------
+    OSError
+        When there is no process to be had.
+    """
+    return start_module(
+        "eigenexp.tracking.sender",
+        {"folder": str(spool.folder), "uri": store.uri, "parent": parent},
+        output=spool.folder / "sender.log",
+        environment=QUIET_ENVIRONMENT,
+    )
 
 
-def _serve(sender: Sender, parent: int) -> None:
-    pause, died = 0.05, None
-    failures = 0
-    while True:
-        orphaned = os.getppid() != parent
-        if orphaned and died is None:
-            died = time.monotonic()
-        try:
-            moved = sender.step()
-            failures = 0
-        except Exception as error:
-            log.warning("%s", one_line(error))
-            failures += 1
-            sender.fail(error)
-            moved = False
-        drained = failures == 0 and not moved and sender.is_drained
-        if drained and sender.state.ended:
-            with contextlib.suppress(Exception):  # ended without telling how
+class SpoolWatch:
+    """A spool that is sent while its writer lives.
+
+    Parameters
+    ----------
+    sender
+        Sends it.
+    parent
+        Process number of the writer that started this process.
+    """
+
+    idle_seconds = 0.5
+
+    def __init__(self, sender: Sender, parent: int) -> None:
+        self.sender = sender
+        self.parent = parent
+
+    def step(self) -> bool:
+        """Send a batch and an upload."""
+        return self.sender.step()
+
+    def fail(self, error: BaseException) -> None:
+        """Note why, for whoever waits; end where MLflow goes on with a file that is gone.
+
+        The writer starts another process when it saves, which makes the run anew.
+
+        Raises
+        ------
+        BaseException
+            The error itself, in that case.
+        """
+        self.sender.fail(error)
+        if self.sender.store.was_replaced:
+            raise error
+
+    def is_over(self, parent_is_gone: bool) -> bool:
+        """Whether the writer said so or is dead; a run that did not tell how it ended is FAILED."""
+        sender = self.sender
+        if not sender.is_drained:
+            return False
+        if sender.state.ended:
+            with contextlib.suppress(Exception):  # `eigenexp sync` marks it
+                sender.finish()
+            return True
+        if parent_is_gone and sender.state.session.get("pid") == self.parent:
+            with contextlib.suppress(Exception):
                 sender.mark_dead()
-            if sender.spool.folder.exists() and not sender.state.rejected:
-                sender.spool.remove()
-            return
-        if orphaned and died is not None:
-            if drained and sender.state.session.get("pid") == parent:
-                with contextlib.suppress(Exception):
-                    sender.mark_dead()
-            if drained or time.monotonic() - died > GRACE_SECONDS:
-                return
-        if moved:
-            pause = 0.05
-        elif failures:
-            pause = min(0.5 * 2.0 ** min(failures, 6), 15.0)
-        else:
-            pause = min(pause * 2, 0.5)
-        _sleep(pause, parent if not orphaned else None)
+        return parent_is_gone
 
 
-def _sleep(seconds: float, parent: int | None) -> None:
-    """Sleep, but wake when the parent goes."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        if parent is not None and os.getppid() != parent:
-            return
-        time.sleep(min(left, 0.25))
-
-
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Entry point of the process; its messages go to the spool's ``sender.log``."""
-    folder, parent = arguments or sys.argv[1:3]
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
-        if hasattr(signal, name):  # meant for the solve; we end when it has ended
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(10)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    run_sender(Path(folder), int(parent))
+    given = module_arguments()
+    folder = Path(given["folder"])
+    with beside_parent(folder / "lock", GRACE_SECONDS * 2) as gone:
+        if gone is None:
+            return
+        spool = Spool(folder)
+        sender = Sender(spool, Store(spool.meta["root"], given["uri"]))
+        with contextlib.suppress(TrackingError):
+            deliver(SpoolWatch(sender, int(given["parent"])), gone, GRACE_SECONDS)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 from eigenexp.errors import TrackingError
 from eigenexp.tracking.files import write_text_atomic
+from eigenexp.tracking.names import STATUSES, sqlite_uri
 
 __all__ = [
     "Record",
@@ -37,6 +38,8 @@ __all__ = [
 Record = dict[str, Any]
 
 SEGMENT_BYTES = 4 << 20
+_LARGEST = 2**63 - 1  # of a step or time stamp in a store
+_DEEPEST = 20  # levels in a record: parameters come flat
 _SEGMENT = re.compile(r"journal-(\d{6})\.jsonl")
 
 
@@ -82,7 +85,11 @@ class SpoolState:
     points
         Metric points delivered.
     rejected
-        Points the server refuses for good.
+        Points and records that are for nobody: refused by the server for good, or damaged.
+    former
+        The server's id of the run that a lost store had; it was made anew under another.
+    rival
+        Who else works on the run, in words.
     error
         Why sending fails at present, in one line.
     lost
@@ -102,6 +109,8 @@ class SpoolState:
     ended: bool = False
     points: int = 0
     rejected: int = 0
+    former: str | None = None
+    rival: str | None = None
     error: str | None = None
     lost: bool = False
 
@@ -149,6 +158,8 @@ class Spool:
     def meta(self) -> dict[str, Any]:
         """What the run is: store, experiment, name, tags, ``local_id``.
 
+        Where the folder of runs was moved, root and store are those where the spool lies now.
+
         Raises
         ------
         TrackingError
@@ -168,7 +179,10 @@ class Spool:
                 f"{path}: expected a mapping with {', '.join(texts)}, got another kind; nothing "
                 "of it can be sent"
             )
-        return meta
+        root = self.folder.absolute().parents[1]
+        if meta["uri"] == sqlite_uri(meta["root"]):
+            meta["uri"] = sqlite_uri(root)
+        return {**meta, "root": str(root)}
 
     @property
     def files(self) -> Path:
@@ -200,8 +214,7 @@ class Spool:
             facts = {key: value for key, value in facts.items() if key in known}
             if all(_is_like(value, known[key]) for key, value in facts.items()):
                 return SpoolState(**facts)
-        first = min(self._segments(), default=1)
-        return SpoolState(creating=True, segment=first, lost=True)
+        return SpoolState(creating=True, segment=self.first_segment, lost=True)
 
     def write_state(self, state: SpoolState) -> None:
         """Keep how far the sender is. Lost in a power cut, it only makes points sent twice."""
@@ -264,7 +277,10 @@ class Spool:
     # -- reading ---------------------------------------------------------------------------------
 
     def read(self, state: SpoolState, limit: int) -> Iterator[tuple[Record, int, int]]:
-        """Yield up to ``limit`` records from ``state``'s place on, with the place behind each."""
+        """Yield up to ``limit`` records from ``state``'s place on, with the place behind each.
+
+        A line that is no record comes as ``{"k": "damaged", "line": …}``.
+        """
         segment, offset = state.segment, state.offset
         while limit > 0:
             path = self._segment_path(segment)
@@ -276,10 +292,7 @@ class Spool:
                             break
                         offset += len(line)
                         limit -= 1
-                        with contextlib.suppress(ValueError):  # damaged by the disk: skip the line
-                            record = json.loads(line)
-                            if isinstance(record, dict):
-                                yield record, segment, offset
+                        yield _parsed(line), segment, offset
                         if limit <= 0:
                             return
             if not self._segment_path(segment + 1).exists():
@@ -290,11 +303,27 @@ class Spool:
         """Whether whole records lie behind ``state``'s place."""
         return next(self.read(state, 1), None) is not None
 
+    @property
+    def first_segment(self) -> int:
+        """The first that is still there."""
+        return min(self._segments(), default=1)
+
     def drop_segments(self, before: int) -> None:
         """Delete segments that are dealt with."""
         for number in self._segments():
             if number < before:
                 self._segment_path(number).unlink(missing_ok=True)
+
+    @property
+    def refused_path(self) -> Path:
+        """Where what is for nobody is kept, a JSON line a record; it outlives the spool."""
+        return self.folder.parent / f"{self.folder.name}.refused.jsonl"
+
+    def set_aside(self, record: Record, reason: str) -> None:
+        """Keep a record that cannot be sent, so that the others can."""
+        line = json.dumps({"why": reason, "record": record})
+        with contextlib.suppress(OSError), self.refused_path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
     def remove(self) -> None:
         """Delete the spool; everything in it was delivered."""
@@ -315,15 +344,36 @@ def _is_like(value: Any, default: Any) -> bool:
     return type(value) is type(default)
 
 
+def _parsed(line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if isinstance(record, dict) and _is_flat(record, _DEEPEST):
+        return record
+    return {"k": "damaged", "line": line[:2000].decode("utf-8", "replace")}
+
+
+def _is_flat(value: Any, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_flat(entry, levels - 1) for entry in inside)
+
+
 def is_sound(record: Record) -> bool:
-    """Whether a line is a record this version knows, of the right kinds."""
+    """Whether a line is a record this version knows, of kinds and sizes that a store takes."""
     kinds = _KINDS.get(str(record.get("k")))
     if kinds is None or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
         return False
-    names = record.get("files", [])
+    if any(not -_LARGEST <= record[key] <= _LARGEST for key in ("s", "t") if key in kinds):
+        return False
+    if record["k"] == "status":
+        return record["v"] in STATUSES
     numbers = record["v"].values() if record["k"] == "m" else ()
-    return all(isinstance(name, str) for name in names) and all(
-        isinstance(number, (int, float)) for number in numbers
+    return all(isinstance(name, str) for name in record.get("files", [])) and all(
+        isinstance(number, float) or (isinstance(number, int) and abs(number) <= _LARGEST)
+        for number in numbers
     )
 
 

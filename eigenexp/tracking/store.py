@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from eigenexp.errors import RunNotFoundError, TrackingError
+from eigenexp.tracking.database import (
+    artifact_folder,
+    build_database,
+    is_database,
+    local_path,
+    relocate,
+    set_aside,
+)
+from eigenexp.tracking.environment import quiet_mlflow
 from eigenexp.tracking.files import copy_atomic, safe_relative
+from eigenexp.tracking.names import STATUSES, check_run_id, clean_key, is_run_id, sqlite_uri
+from eigenexp.tracking.texts import one_line, without_userinfo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,18 +32,14 @@ __all__ = ["LOCAL_ID_TAG", "RESUME_COUNT_TAG", "WRITER_TAG", "Store", "local_sto
 LOCAL_ID_TAG = "eigenexp.local_id"
 RESUME_COUNT_TAG = "eigenexp.resume_count"
 WRITER_TAG = "eigenexp.writer"
-STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 
-_RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _LOCK_SECONDS = 120
 MAX_PARAM_LENGTH = 500
 
 
 def local_store(root: str | os.PathLike[str] = "mlruns") -> Store:
     """Return the SQLite store under ``root``, whatever the environment says."""
-    store = Store(root)
-    store.uri = store.sqlite_uri
-    return store
+    return Store(root, sqlite_uri(root))
 
 
 class Store:
@@ -48,33 +53,54 @@ class Store:
         A tracking server or database; ``None`` for ``MLFLOW_TRACKING_URI``, and where that is not
         set for the SQLite file under ``root``.
 
+    Attributes
+    ----------
+    uri
+        The address as it was given, perhaps with a password in it: for MLflow's client alone.
+
     Raises
     ------
     TrackingError
-        When the address is one MLflow cannot use.
+        When the address, or a database under ``root``, is one MLflow cannot use.
     """
 
     def __init__(self, root: str | os.PathLike[str] = "mlruns", uri: str | None = None) -> None:
         self.root = Path(root).absolute()
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or self.sqlite_uri
         self._client: MlflowClient | None = None
+        self._opened: tuple[int, int] | None = None
         self._folders: dict[str, Path | None] = {}
         scheme = urlsplit(self.uri).scheme
         if scheme in ("", "file"):
             raise TrackingError(
-                f"tracking uri: expected http(s)://… or sqlite:///…, got {self.uri!r}; MLflow "
-                "no longer writes plain folders"
+                f"tracking uri: expected http(s)://… or sqlite:///…, got {self.address!r}; "
+                "MLflow no longer writes plain folders"
             )
+        if self.is_local and any(character in str(self.root) for character in "?#%"):
+            raise TrackingError(
+                f"{self.root}: expected a folder name without '?', '#' or '%', which a database "
+                "address cannot hold; choose another root"
+            )
+
+    @property
+    def address(self) -> str:
+        """Where runs are kept, without user and password: to save, send, show and compare."""
+        return without_userinfo(self.uri)
 
     @property
     def sqlite_uri(self) -> str:
         """Address of the SQLite file under ``root``."""
-        return f"sqlite:///{self.database.as_posix()}"
+        return sqlite_uri(self.root)
 
     @property
     def database(self) -> Path:
         """The SQLite file under ``root``."""
         return self.root / "mlflow.db"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether runs are kept in the SQLite file under ``root``."""
+        return self.uri == self.sqlite_uri
 
     @property
     def is_server(self) -> bool:
@@ -91,56 +117,48 @@ class Store:
             When the folder cannot be written or the database not be opened.
         """
         if self._client is None:
-            _quiet()
+            quiet_mlflow()
             from mlflow import MlflowClient
 
-            self._create_database()
+            if self.is_local:
+                self._create_database()
+                relocate(self.database)
+                self._opened = _file_identity(self.database)
             try:
                 self._client = MlflowClient(tracking_uri=self.uri)
             except Exception as error:
                 raise TrackingError(
-                    f"{self.uri}: expected a tracking store, got {one_line(error)}"
+                    f"{self.address}: expected a tracking store, got {one_line(error)}"
                 ) from error
         return self._client
 
+    @property
+    def was_replaced(self) -> bool:
+        """Whether another database, or none, lies where this process opened one.
+
+        MLflow keeps the old file open, and would write to it, for as long as the process lives.
+        """
+        return self._opened is not None and _file_identity(self.database) != self._opened
+
     def _create_database(self) -> None:
-        """Make the SQLite file once, under a lock, and put it in its place when it is complete."""
-        if self.uri != self.sqlite_uri:
-            return
-        if any(character in self.database.as_posix() for character in "?#%"):
-            raise TrackingError(
-                f"{self.root}: expected a folder name without '?', '#' or '%', which a database "
-                "address cannot hold; choose another root"
-            )
+        """Make the SQLite file once, under a lock; what is no database there is set aside."""
+        database = self.database
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            if self.database.exists():
-                if not os.access(self.database, os.W_OK):
+            if database.exists() and is_database(database):
+                if not os.access(database, os.W_OK):
                     raise PermissionError(13, "a database that cannot be written")
                 return
             with self.lock("mlflow.db"):
-                if not self.database.exists():
-                    self._build_database()
+                if database.exists() and not is_database(database):
+                    set_aside(database)
+                if not database.exists():
+                    build_database(database)
         except OSError as error:
             raise TrackingError(
                 f"{self.root}: expected a folder that can be written, got "
                 f"{error.strerror or one_line(error)}; choose another root"
             ) from error
-
-    def _build_database(self) -> None:
-        import sqlalchemy
-        from mlflow import MlflowClient
-
-        fresh = self.root / ".mlflow.db.new"  # one builder at a time holds the lock
-        for leftover in self.root.glob(".mlflow.db.new*"):
-            leftover.unlink()
-        try:
-            MlflowClient(tracking_uri=f"sqlite:///{fresh.as_posix()}").search_experiments()
-        except sqlalchemy.exc.SQLAlchemyError as error:
-            raise TrackingError(
-                f"{self.root}: expected to create a database, got {one_line(error)}"
-            ) from error
-        os.replace(fresh, self.database)
 
     def lock(self, name: str) -> Any:
         """Return a lock between processes, for what is created once.
@@ -173,10 +191,7 @@ class Store:
                 with self.lock("experiments"):
                     found = client.get_experiment_by_name(name)
                     if found is None:
-                        plain = quote(name, safe=" ")
-                        # '.' and '..' are folders of their own meaning.
-                        plain = plain if plain.strip(". ") else f"_{plain}"
-                        folder = self.root / "artifacts" / plain
+                        folder = artifact_folder(self.root, name)
                         found = self._create_experiment(name, folder.as_uri())
         if found.lifecycle_stage != "active":
             raise TrackingError(
@@ -217,7 +232,7 @@ class Store:
         """
         from mlflow.exceptions import MlflowException
 
-        if not _RUN_ID.fullmatch(run_id):
+        if not is_run_id(run_id):
             raise RunNotFoundError(
                 f"run: expected an id of letters and digits, got {run_id!r}; "
                 "`eigenexp ui` lists the runs"
@@ -227,16 +242,15 @@ class Store:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise TrackingError(
-                    f"{self.uri}: expected a tracking store that answers, got {one_line(error)}"
+                    f"{self.address}: expected a tracking store that answers, got {one_line(error)}"
                 ) from error
         # Ours from before this store knew the run are in a tag.
-        by_tag = f"tags.`{LOCAL_ID_TAG}` = '{run_id}'"
-        fits = self._runs_beginning(run_id) or self._search_runs(by_tag)
+        fits = self.runs_called(run_id)[:1] or self._runs_beginning(run_id)
         if len(fits) == 1:
             return fits[0]
         if not fits:
             raise RunNotFoundError(
-                f"run {run_id!r}: expected a run of {self.uri}, got none with this id; "
+                f"run {run_id!r}: expected a run of {self.address}, got none with this id; "
                 "`eigenexp ui` lists the runs, `eigenexp sync` sends those made offline"
             )
         some = ", ".join(run.info.run_id for run in fits[:5])
@@ -244,6 +258,24 @@ class Store:
             f"run {run_id!r}: expected one run, got {len(fits)} that begin so ({some}); "
             "give more letters"
         )
+
+    def runs_called(self, local_id: str) -> list[Run]:
+        """Return the runs that carry a local id, those with points first, then by their age."""
+        found = self._search_runs(f"tags.`{LOCAL_ID_TAG}` = '{local_id}'")
+        return sorted(found, key=lambda run: (not run.data.metrics, run.info.start_time))
+
+    def adopt_run(self, local_id: str, keep: str | None = None) -> str | None:
+        """Return the run that carries a local id (``keep``, where given), else ``None``.
+
+        MLflow's client sends a creation again when its answer was lost: the empty twin of the same
+        id that this leaves is deleted.
+        """
+        found = {run.info.run_id: run for run in self.runs_called(local_id)}
+        chosen = keep if keep is not None else next(iter(found), None)
+        for run_id, run in found.items():
+            if run_id != chosen and not run.data.metrics:
+                self.client.delete_run(run_id)
+        return None if chosen is None else check_run_id(chosen)
 
     def _runs_beginning(self, prefix: str) -> list[Run]:
         if prefix.startswith("offline-"):
@@ -360,40 +392,15 @@ class Store:
         """Return the run's artifact folder where it is on this machine's disk, else ``None``."""
         if run_id not in self._folders:
             uri = self.client.get_run(run_id).info.artifact_uri
-            parts = urlsplit(uri)
-            folder = None
-            if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-                folder = Path(unquote(parts.path))
-            elif parts.scheme == "" and os.path.isabs(uri):
-                folder = Path(uri)
+            folder = local_path(uri)
             # Every MLflow ends a run's folder so; a server that names another one means mischief.
             if folder is not None and (folder.parts[-2:] != (run_id, "artifacts") or ".." in uri):
                 raise TrackingError(
                     f"run {run_id}: expected an artifact folder …/{run_id}/artifacts from "
-                    f"{self.uri}, got {uri[:200]!r}; nothing is written there"
+                    f"{self.address}, got {uri[:200]!r}; nothing is written there"
                 )
             self._folders[run_id] = folder
         return self._folders[run_id]
-
-
-def check_run_id(run_id: str) -> str:
-    """Return ``run_id`` if it can name a folder.
-
-    Raises
-    ------
-    TrackingError
-        When a server answers with something else.
-    """
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
-        raise TrackingError(f"run id: expected letters and digits from the store, got {run_id!r}")
-    return run_id
-
-
-def clean_key(key: str) -> str:
-    """Return ``key`` with what MLflow refuses in names replaced."""
-    cleaned = re.sub(r"[^\w\-./ :]", "_", key, flags=re.ASCII).strip("/ ")[:250] or "_"
-    parts = [part if part.strip(".") else "_" for part in cleaned.split("/") if part]
-    return "/".join(parts) or "_"
 
 
 def _cut(value: Any) -> str:
@@ -401,25 +408,9 @@ def _cut(value: Any) -> str:
     return text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 1] + "…"
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error's kind and text on one line, shortened."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
-
-
-def _quiet() -> None:
-    """Keep MLflow's migrations, prints and usage reports to itself; a user's own setting wins."""
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for key, value in QUIET_ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-
-
-QUIET_ENVIRONMENT = {
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from eigenexp.errors import RunNotFoundError, TrackingError
-from eigenexp.tracking.delivery import Sender, is_alive
-from eigenexp.tracking.spool import Spool, find_spools
-from eigenexp.tracking.store import one_line
+from eigenexp.tracking.delivery import Sender
+from eigenexp.tracking.spool import Record, Spool, find_spools
+from eigenexp.tracking.texts import one_line, printable
 
 __all__ = ["SyncReport", "sync"]
 
@@ -29,6 +31,10 @@ class SyncReport:
         Whether nothing waits any more.
     problem
         Why not, in one line.
+    refused
+        Points and records that the store does not take, or that are damaged; not among ``points``.
+    refused_path
+        Where those are kept.
     """
 
     local_id: str
@@ -36,6 +42,8 @@ class SyncReport:
     points: int
     complete: bool
     problem: str | None = None
+    refused: int = 0
+    refused_path: Path | None = None
 
 
 def sync(root: str | os.PathLike[str] = "mlruns", run_id: str | None = None) -> list[SyncReport]:
@@ -81,8 +89,8 @@ def _sync_one(spool: Spool) -> SyncReport:
             return _deliver(spool)
     except Timeout:
         state = spool.read_state()
-        problem = state.error or "its own process is sending it"
-        return SyncReport(local_id, state.run_id, state.points, False, problem)
+        problem = printable(state.error or "its own process is sending it")
+        return SyncReport(local_id, state.run_id, state.points, False, problem, state.rejected)
 
 
 def _deliver(spool: Spool) -> SyncReport:
@@ -95,14 +103,27 @@ def _deliver(spool: Spool) -> SyncReport:
     try:
         while sender.step():
             pass
-        if sender.state.ended or not is_alive(sender.state.session):
-            sender.mark_dead()  # unless it told how it ended
+        if sender.state.ended or not _is_alive(sender.state.session):
             sender.state.ended = True
+            sender.mark_dead()  # unless it told how it ended
     except Exception as error:
         problem = one_line(error)
         sender.fail(error)
     state = sender.state
     complete = problem is None and sender.is_drained
     if complete and state.ended:
-        spool.remove()
-    return SyncReport(local_id, state.run_id, state.points, complete, problem)
+        try:
+            sender.finish()
+        except Exception as error:
+            complete, problem = False, one_line(error)
+    kept = spool.refused_path if state.rejected else None
+    return SyncReport(local_id, state.run_id, state.points, complete, problem, state.rejected, kept)
+
+
+def _is_alive(record: Record) -> bool:
+    """Whether the process of a session record still lives (unknown, so yes, on other hosts)."""
+    if not record or record["host"] != socket.gethostname():
+        return bool(record)
+    import psutil
+
+    return bool(psutil.pid_exists(record["pid"]))

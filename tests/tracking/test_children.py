@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eigenexp.tracking import children, local_store
-from eigenexp.tracking.children import publish_pictures
+from eigenexp.tracking.children import PictureWatch, publish_pictures
+from eigenexp.tracking.watching import deliver
 
 
 def finish(folder: Path, position: int, **facts: Any) -> None:
@@ -60,22 +62,16 @@ def test_after_a_failure_everything_is_looked_at_again(
     finish(folder, 0)
     calls: list[dict[str, int]] = []
 
-    class Closed:
-        def is_set(self) -> bool:
-            return True
-
-        def wait(self, seconds: float) -> None:
-            return None
-
     def fail_once(store: Any, parent: str, folder: Path, published: dict[str, int]) -> int:
         calls.append(dict(published))
         published["000000-p"] = 1
         if len(calls) == 1:
             raise OSError("the store is away")
-        return 1
+        return 0
 
     monkeypatch.setattr(children, "publish_pictures", fail_once)
-    closed: Any = Closed()
+    gone = threading.Event()
+    gone.set()
     store: Any = None
-    assert children._serve(store, "parent", folder, closed) == 0
+    assert deliver(PictureWatch(store, "parent", folder), gone, 60.0)
     assert calls == [{}, {}]

@@ -13,7 +13,8 @@ from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.tracking import list_artifacts, sync
 from eigenexp.tracking.delivery import Sender
 from eigenexp.tracking.mlflow_logger import MLflowLogger
-from eigenexp.tracking.spool import find_spools, session_record
+from eigenexp.tracking.spool import SpoolState, find_spools, session_record
+from eigenexp.tracking.uploads import Uploads
 from tests.tracking.conftest import drain, history, new_spool, point
 
 
@@ -33,20 +34,17 @@ def test_lost_acknowledgement_sends_nothing_twice(store):
     spool.append({"k": "p", "v": {"x": 1}})
     for step in range(30):
         spool.append(point(step, a=float(step)))
-    sender = Sender(spool)
-    sender._connect()
-    before = (spool.folder / "state.json").read_text()
-    while sender.step():
-        pass
-    (spool.folder / "state.json").write_text(before)
+    sent = drain(spool)
+    spool.write_state(SpoolState(run_id=sent.state.run_id))
     again = drain(spool)
     assert [s for s, _ in history(store, again.state.run_id, "a")] == list(range(30))
 
 
 def test_run_is_created_once_though_the_process_died_after_creating_it(store):
     spool = new_spool(store)
-    sender = Sender(spool)
-    run_id = sender._create_run()  # and the process dies before it notes the id
+    run_id = drain(spool).state.run_id
+    begun = SpoolState(creating=True)  # and the process died before it noted the id
+    spool.write_state(begun)
     again = drain(spool)
     assert again.state.run_id == run_id
     assert len(store.client.search_runs([store.experiment_id("e")])) == 1
@@ -162,6 +160,8 @@ def test_refused_points_do_not_stop_the_others(store, monkeypatch):
         pass
     assert len(history(store, sender.state.run_id, "a")) == 5
     assert sender.state.rejected == 5
+    assert sender.state.points == 5  # what was refused was not sent
+    assert len(spool.refused_path.read_text().splitlines()) == 5
 
 
 def queue_file(spool, name, content, to, slot=None):
@@ -241,9 +241,9 @@ def test_pictures_are_stored_once_under_names_the_slider_reads(store):
     relative = [str((folder / "picture.npy").relative_to(spool.folder))]
     record = {"k": "i", "key": "distortion/0", "s": 3, "t": 5, "files": relative}
     spool.append(record)
-    sender = Sender(spool, store)
-    sender._connect()
-    sender._upload_image(record)  # and the process dies before the acknowledgement
+    run_id = drain(new_spool(store)).state.run_id
+    Uploads(spool, store).send(run_id, record)  # and the process dies before the acknowledgement
+    (spool.folder / "meta.json").write_text(json.dumps({**spool.meta, "run_id": run_id}))
     sender = drain(spool)
     names = list_artifacts(store, sender.state.run_id)
     assert len(names) == 2
@@ -324,6 +324,13 @@ def test_a_damaged_state_sends_nothing_twice_and_loses_nothing(
 @pytest.mark.parametrize(
     "line",
     [
+        {"k": "m", "s": 2**63, "t": 1, "v": {"a": 1.0}},
+        {"k": "m", "s": 1, "t": -(2**70), "v": {"a": 1.0}},
+        {"k": "m", "s": 5, "t": 1, "v": {"a": 10**400}},
+        {"k": "status", "v": "DONE"},
+        {"k": "p", "v": {"deep": json.loads("[" * 500 + "]" * 500)}},
+        {"k": "i", "files": ["files/gone.npy"], "key": "x", "t": 1, "s": 1},
+        {"k": "a", "files": ["files/gone.bin"], "to": "a", "slot": None},
         {"k": "m", "s": "x", "t": 1, "v": {"a": 1.0}},
         {"k": "m", "s": 1, "t": 1, "v": {"a": "one"}},
         {"k": "m", "s": 1, "t": 1},
@@ -337,14 +344,20 @@ def test_a_damaged_state_sends_nothing_twice_and_loses_nothing(
         {"k": ["m"]},
     ],
 )
-def test_malformed_records_hold_up_nothing(store, line):
+def test_malformed_records_hold_up_nothing_and_are_kept_aside(store, line):
     spool = new_spool(store)
     spool.append(point(0, a=0.0))
     spool.append(line)
     spool.append(point(1, a=1.0))
-    sender = drain(spool)
-    assert sender.is_drained
-    assert history(store, sender.state.run_id, "a") == [(0, 0.0), (1, 1.0)]
+    spool.append({"k": "end"})
+    (report,) = sync(store.root)
+    assert report.complete
+    assert report.points == 2
+    assert history(store, report.run_id, "a") == [(0, 0.0), (1, 1.0)]
+    assert report.refused == 1
+    (kept,) = report.refused_path.read_text().splitlines()
+    assert json.loads(kept)["why"]
+    assert not spool.folder.exists()
 
 
 def test_a_run_the_store_has_never_seen_begins_there_and_is_found_by_its_old_id(store):

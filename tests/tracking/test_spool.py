@@ -55,14 +55,35 @@ def test_torn_last_line_is_not_read_and_is_cut_by_the_next_writer(journal):
     assert steps(again) == [0, 2]
 
 
-def test_damaged_line_is_passed_over(journal):
+def test_damaged_lines_are_told_apart_from_records(journal):
     journal.append({"s": 0})
     journal.close()
     path = next(journal.folder.glob("journal-*"))
-    path.write_bytes(path.read_bytes() + b"\xff\x00garbage\n[1]\n")
+    deep = b'{"k": ' + b"[" * 100_000 + b"\n"
+    path.write_bytes(path.read_bytes() + b"\xff\x00garbage\n[1]\n" + deep)
     again = Spool(journal.folder)
     again.append({"s": 2})
-    assert steps(again) == [0, 2]
+    records = [record for record, *_ in again.read(SpoolState(), 99)]
+    assert [r.get("s") for r in records] == [0, None, None, None, 2]
+    assert [r.get("k") for r in records] == [None, "damaged", "damaged", "damaged", None]
+
+
+def test_files_are_on_disk_before_the_record_that_names_them(tmp_path, monkeypatch):
+    from eigenexp.tracking import local_store
+
+    monkeypatch.setattr(Outbox, "_launch", lambda self: None)
+    box = Outbox(local_store(tmp_path), experiment="e")
+    (tmp_path / "a.txt").write_text("x")
+    synced: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")),
+                                                 real(fd)))  # fmt: skip
+    written = []
+    monkeypatch.setattr(box, "append", lambda record: written.append((record, list(synced))))
+    box.append_files({"k": "a", "slot": None}, [(tmp_path / "a.txt", "a.txt")], "results")
+    ((record, before),) = written
+    (name,) = record["files"]
+    assert {str(box.spool.folder / name), str((box.spool.folder / name).parent)} <= set(before)
 
 
 def test_killed_writer_loses_nothing(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.tracking import Store, local_store
-from eigenexp.tracking.store import clean_key
+from eigenexp.tracking.names import clean_key
 
 EIGHT = """
 import sys

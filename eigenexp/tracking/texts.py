@@ -1,0 +1,43 @@
+"""Addresses without the secrets in them, and foreign texts that may go to a terminal or a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+__all__ = ["ScrubbedFormatter", "one_line", "printable", "with_userinfo", "without_userinfo"]
+
+_USERINFO = re.compile(r"(?<=://)[^/\s?#]*@")
+_LONGEST = 300
+
+
+def without_userinfo(text: str) -> str:
+    """Return ``text`` with ``user:password@`` taken out of every address in it."""
+    return _USERINFO.sub("", text)
+
+
+def with_userinfo(address: str) -> str:
+    """Return a saved address with what ``MLFLOW_TRACKING_URI`` knows of the same one."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return given if given and without_userinfo(given) == address else address
+
+
+def printable(text: str) -> str:
+    """Return ``text`` on one line without control characters (a terminal would obey them)."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(plain.split())[:_LONGEST]
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's kind and text: one line, shortened, without secrets and escapes."""
+    return printable(f"{type(error).__name__}: {without_userinfo(str(error))}")
+
+
+class ScrubbedFormatter(logging.Formatter):
+    """Lines of a log without secrets and escapes, whatever library wrote them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's lines."""
+        lines = without_userinfo(super().format(record)).splitlines()
+        return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines)
