@@ -266,6 +266,12 @@ def _release(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
+@atexit.register
+def _release_outliving() -> None:
+    for process in _OUTLIVING:
+        _release(process)
+
+
 def _find_spool(store: Store, run_id: str) -> Spool | None:
     """Return what an earlier process left of this run, to go on in the same journal."""
     for spool in find_spools(store.root):
