@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,13 +22,47 @@ __all__ = ["distortion_figure", "eigendistortion_imshow_all", "plot_distortion"]
 
 PANEL = 2.3  # inches a picture
 MOST_COLUMNS = 5  # distortions beside one another before a new band of rows starts
+ENDS = (0, -1)
+"""plenoptic's default choice of distortions; after ``randomized_svd`` it means the ends found."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How values are drawn.
+
+    Attributes
+    ----------
+    channel
+        Show this channel alone, in gray.
+    as_rgb
+        Whether channels are colours; None where there are three.
+    cmap
+        Colour map of what has no colours.
+    options
+        Further arguments of matplotlib's ``imshow``.
+    """
+
+    channel: int | None = None
+    as_rgb: bool | None = None
+    cmap: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def array(self, tensor: Tensor | Array) -> Array:
+        """Return what is shown of a picture or distortion."""
+        values = to_float(tensor) if isinstance(tensor, Tensor) else tensor
+        return show_array(values, self.channel, as_rgb=self.as_rgb)
+
+
+LOOK = Look()
 
 
 class Synthesized(Protocol):
-    """What :func:`eigendistortion_imshow_all` reads of an ``Eigendistortion``."""
+    """What figures read of an ``Eigendistortion``."""
 
     @property
     def image(self) -> Tensor: ...
+    @property
+    def spectrum(self) -> Spectrum | None: ...
     @property
     def eigendistortions(self) -> Tensor | None: ...
     @property
@@ -94,7 +129,7 @@ def distortion_figure(
             )
     shown_range = picture_range(show_array(picture, channel))
     scales = _scales(scale, len(chosen), picture.size, shown_range)
-    figure, panels = _panels(len(chosen), axes, picture, channel)
+    figure, panels = _panels(len(chosen), axes, show_array(picture, channel))
     _draw(panels[0], show_array(picture, channel), shown_range, "picture")
     for place, i in enumerate(chosen):
         plot_distortion(spectrum, i, image_shape=tuple(image.shape), channel=channel,
@@ -107,7 +142,7 @@ def distortion_figure(
 
 
 def plot_distortion(
-    spectrum: Spectrum,
+    spectrum: Spectrum | Synthesized,
     i: int = 0,
     image: Tensor | None = None,
     *,
@@ -115,13 +150,22 @@ def plot_distortion(
     image_shape: Sequence[int] | None = None,
     channel: int | None = None,
     ax: Axes | None = None,
+    title: str | None = None,
+    as_rgb: bool | None = None,
+    cmap: Any = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    zoom: float = 1.0,
+    **imshow_options: Any,
 ) -> Axes:
     """Show one distortion alone, or, with ``image``, added to the picture.
 
     Parameters
     ----------
     spectrum, i
-        The pair: its place in the spectrum's list, negative from the end.
+        A spectrum and the pair's place in its list, negative from the end; or a synthesized
+        ``Eigendistortion`` and the pair's index in the whole spectrum, as for
+        :func:`eigendistortion_imshow_all`.
     image
         The picture to add it to.
     scale
@@ -132,6 +176,18 @@ def plot_distortion(
         Show this channel alone.
     ax
         Axes to draw in; a new figure otherwise (``ax.figure``).
+    title
+        In place of the index and eigenvalue.
+    as_rgb
+        Whether channels are colours: by default where there are three.
+    cmap
+        Colour map of what has no colours; gray by default.
+    vmin, vmax
+        Values shown as black and white.
+    zoom
+        Factor of the size of a new figure.
+    **imshow_options
+        Of matplotlib's ``imshow``.
 
     Returns
     -------
@@ -143,25 +199,35 @@ def plot_distortion(
     InputError
         When there is no such pair or channel, or shapes do not fit.
     """
+    if not isinstance(spectrum, Spectrum):
+        found = spectrum.spectrum
+        if found is None:
+            raise InputError("eigendistortion: expected a synthesized one; call synthesize() first")
+        n = spectrum.image.numel()
+        image_shape = tuple(spectrum.image.shape) if image_shape is None else image_shape
+        (i,) = _found_places(found.eigenindex.tolist(), int(i), n)
+        spectrum = found
+    look = Look(channel, as_rgb, cmap, imshow_options)
     vector = select(spectrum, i)
     index = int(spectrum.eigenindex[i])
     if image is None:
-        values = to_float(vector if image_shape is None else vector.reshape(tuple(image_shape)))
-        shown = show_array(values, channel)
+        shown = look.array(vector if image_shape is None else vector.reshape(tuple(image_shape)))
         largest = peak(shown[np.isfinite(shown)])
-        ax = _own_axes(ax, shown)
-        _draw(ax, shown, Range(-largest, largest), _pair_title(spectrum, i))
+        limits = _limits(Range(-largest, largest), vmin, vmax)
+        ax = _own_axes(ax, shown, zoom)
+        _draw(ax, shown, limits, _pair_title(spectrum, i) if title is None else title, look=look)
         if shown.ndim > 1:
             ax.set_xlabel(f"±{largest:.2g}", fontsize="small")
         return ax
     picture = to_float(image)
-    shown_range = picture_range(show_array(picture, channel))
-    factor = _scales(scale, 1, picture.size, shown_range)[0]
-    total = show_array(picture + factor * to_float(vector.reshape(image.shape)), channel)
-    ax = _own_axes(ax, total)
-    _draw(ax, total, shown_range, f"picture + {factor:g} × e[{index}]",
-          under=show_array(picture, channel))  # fmt: skip
-    clipped = shown_range.clipped(total[np.isfinite(total)])
+    own_range = picture_range(look.array(picture))
+    factor = _scales(scale, 1, picture.size, own_range)[0]
+    total = look.array(picture + factor * to_float(vector.reshape(image.shape)))
+    limits = _limits(own_range, vmin, vmax)
+    ax = _own_axes(ax, total, zoom)
+    label = f"picture + {factor:g} × e[{index}]" if title is None else title
+    _draw(ax, total, limits, label, under=look.array(picture), look=look)
+    clipped = limits.clipped(total[np.isfinite(total)])
     if total.ndim > 1 and clipped > 0:
         ax.set_xlabel(f"{max(100 * clipped, 0.1):.2g} % clipped", fontsize="small")
     return ax
@@ -169,17 +235,23 @@ def plot_distortion(
 
 def eigendistortion_imshow_all(
     eigendistortion: Synthesized,
-    eigenindex: int | Sequence[int] | Tensor | None = None,
+    eigenindex: int | Sequence[int] | Tensor = ENDS,
     channel_idx: int | None = None,
     distortion_scale: float | Sequence[float] = 5.0,
     process_image: Callable[[Tensor], Tensor] | None = None,
     process_distortion: Callable[[Tensor], Tensor] | None = None,
-    suptitle: str = "Eigendistortions",
+    suptitle: str | None = "Eigendistortions",
     suptitle_kwargs: dict[str, Any] | None = None,
     *,
     axes: Sequence[Axes] | None = None,
     vrange: tuple[float, float] | str | None = None,
-    zoom: float = 1.0,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    zoom: float | None = None,
+    title: str | Sequence[str] | None = None,
+    as_rgb: bool | None = None,
+    cmap: Any = None,
+    **imshow_options: Any,
 ) -> Figure:
     """Show distortions (upper row) and the picture plus each scaled distortion (lower row).
 
@@ -189,8 +261,8 @@ def eigendistortion_imshow_all(
         A synthesized ``Eigendistortion``.
     eigenindex
         Which of its eigendistortions, by their index in the whole spectrum: 0 is the largest, −1
-        (or n − 1) the smallest. By default the first and the last that were found: 0 and −1, or
-        after ``randomized_svd``, which finds no small ones, 0 and k − 1.
+        (or n − 1) the smallest. By default 0 and −1; after ``randomized_svd``, which finds no
+        small ones, 0 and k − 1.
     channel_idx
         Show this channel alone, in gray; by default three channels are shown in colour, and any
         number but one and three as a mosaic.
@@ -206,8 +278,19 @@ def eigendistortion_imshow_all(
     vrange
         Values shown as black and white in the lower row; by default [0, 1] for pictures inside
         it, else the picture's own range. plenoptic's names of ranges mean the default here.
+    vmin, vmax
+        The same, one by one.
     zoom
         Factor of the size of every panel.
+    title
+        In place of what is said above the panels: one for all, or one a panel, in the order of
+        ``axes``.
+    as_rgb
+        Whether channels are colours: by default where there are three.
+    cmap
+        Colour map of what has no colours; gray by default.
+    **imshow_options
+        Of matplotlib's ``imshow``.
 
     Returns
     -------
@@ -226,30 +309,36 @@ def eigendistortion_imshow_all(
     image = eigendistortion.image.detach()
     chosen = _found_places(index.tolist(), eigenindex, image.numel())
     scales = _scales(distortion_scale, len(chosen), image.numel(), Range(0.0, 1.0))
+    look = Look(channel_idx, as_rgb, cmap, imshow_options)
     word = "picture" if process_image is None else "processed picture"
     process = process_image or (lambda x: x)
-    picture = to_float(process(image))
-    shown_range = picture_range(show_array(picture, channel_idx))
+    picture = look.array(process(image))
+    limits = picture_range(picture)
     if vrange is not None and not isinstance(vrange, str):
-        shown_range = Range(*vrange)
-    figure, panels = _panels(len(chosen), axes, picture, channel_idx, zoom)
-    _draw(panels[0], show_array(picture, channel_idx), shown_range, word)
+        limits = Range(*vrange)
+    limits = _limits(limits, vmin, vmax)
+    figure, panels = _panels(len(chosen), axes, picture, 1.0 if zoom is None else zoom)
+    titles = _titles(title, len(panels))
+    _draw(panels[0], picture, limits, titles.get(0, word), look=look)
     for place, i in enumerate(chosen):
         vector = vectors[i].reshape(image.shape)
         label = f"eigendistortion {int(index[i])}\nλ = {float(values.reshape(-1)[i]):.4g}"
         upper, lower = panels[1 + place], panels[1 + len(chosen) + place]
         if process_distortion is None:
-            shown = show_array(to_float(vector), channel_idx)
+            shown = look.array(vector)
             largest = peak(shown[np.isfinite(shown)])
-            _draw(upper, shown, Range(-largest, largest), label)
+            label = titles.get(1 + place, label)
+            _draw(upper, shown, Range(-largest, largest), label, look=look)
             if shown.ndim > 1:
                 upper.set_xlabel(f"±{largest:.2g}", fontsize="small")
         else:
-            shown = show_array(to_float(process_distortion(vector)), channel_idx)
-            _draw(upper, shown, picture_range(shown), f"processed {label}")
-        total = show_array(to_float(process(image + scales[place] * vector)), channel_idx)
-        _draw(lower, total, shown_range, f"{word} + {scales[place]:g} × e[{int(index[i])}]",
-              under=show_array(picture, channel_idx))  # fmt: skip
+            shown = look.array(process_distortion(vector))
+            label = titles.get(1 + place, f"processed {label}")
+            _draw(upper, shown, picture_range(shown), label, look=look)
+        total = look.array(process(image + scales[place] * vector))
+        label = f"{word} + {scales[place]:g} × e[{int(index[i])}]"
+        label = titles.get(1 + len(chosen) + place, label)
+        _draw(lower, total, limits, label, under=picture, look=look)
     if suptitle:
         figure.suptitle(suptitle, **(suptitle_kwargs or {}))
     return figure
@@ -262,11 +351,26 @@ def _default_pairs(k: int) -> list[int]:
     return list(range(k)) if k <= 10 else [*range(5), *range(k - 5, k)]
 
 
-def _found_places(
-    found: list[int], wanted: int | Sequence[int] | Tensor | None, n: int
-) -> list[int]:
+def _limits(own: Range, vmin: float | None, vmax: float | None) -> Range:
+    return Range(own.low if vmin is None else vmin, own.high if vmax is None else vmax)
+
+
+def _titles(title: str | Sequence[str] | None, count: int) -> dict[int, str]:
+    """Return the titles given, by panel."""
+    if title is None:
+        return {}
+    titles = [title] * count if isinstance(title, str) else list(title)
+    if len(titles) != count:
+        raise InputError(
+            f"title: expected one for all or {count}, one a panel (the picture, distortions, "
+            f"sums), got {len(titles)}"
+        )
+    return dict(enumerate(titles))
+
+
+def _found_places(found: list[int], wanted: int | Sequence[int] | Tensor, n: int) -> list[int]:
     """Return where the wanted indices of the whole spectrum (negative from its end) are held."""
-    if wanted is None:
+    if wanted is ENDS and n - 1 not in found:
         return list(dict.fromkeys([0, len(found) - 1]))
     listed: Any = wanted.tolist() if isinstance(wanted, Tensor) else wanted
     places = []
@@ -313,17 +417,18 @@ def _size(shown: Array) -> tuple[float, float]:
     return (PANEL, PANEL / ratio) if ratio >= 1 else (max(PANEL * ratio, 1.6), PANEL)
 
 
-def _own_axes(ax: Axes | None, shown: Array) -> Axes:
+def _own_axes(ax: Axes | None, shown: Array, zoom: float) -> Axes:
     if ax is not None:
         return ax
     from matplotlib.figure import Figure
 
     width, height = _size(shown)
-    return Figure(figsize=(width * 1.3, height * 1.3 + 0.6), layout="constrained").subplots()
+    size = (zoom * width * 1.3, zoom * height * 1.3 + 0.6)
+    return Figure(figsize=size, layout="constrained").subplots()
 
 
 def _panels(
-    count: int, axes: Sequence[Axes] | None, picture: Array, channel: int | None, zoom: float = 1.0
+    count: int, axes: Sequence[Axes] | None, shown: Array, zoom: float = 1.0
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure and its 1 + 2·count axes: the picture, the distortions, the sums."""
     if count < 1:
@@ -341,7 +446,7 @@ def _panels(
 
     bands = math.ceil(count / MOST_COLUMNS)
     columns = math.ceil(count / bands)
-    width, height = (zoom * side for side in _size(show_array(picture, channel)))
+    width, height = (zoom * side for side in _size(shown))
     size = ((columns + 1) * (width + 0.15), bands * 2 * (height + 0.55) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.add_gridspec(2 * bands, columns + 1)
@@ -352,7 +457,14 @@ def _panels(
     return figure, [first, *upper, *lower]
 
 
-def _draw(ax: Axes, shown: Array, limits: Range, title: str, under: Array | None = None) -> None:
+def _draw(
+    ax: Axes,
+    shown: Array,
+    limits: Range,
+    title: str,
+    under: Array | None = None,
+    look: Look = LOOK,
+) -> None:
     """Draw one panel: gray, colour, or a line for 1-D values (``under`` in gray behind it)."""
     ax.set_title(title, fontsize="medium")
     if shown.ndim == 1:
@@ -365,6 +477,8 @@ def _draw(ax: Axes, shown: Array, limits: Range, title: str, under: Array | None
         return
     # Only what is finite is normalised: a mosaic's gaps are NaN and stay the colour of the page.
     drawn = shown if shown.ndim == 2 else limits.normalize(shown)
-    ax.imshow(drawn, cmap="gray", vmin=limits.low, vmax=limits.high, interpolation="nearest")
+    options = {"interpolation": "nearest", **look.options}
+    cmap = "gray" if look.cmap is None else look.cmap
+    ax.imshow(drawn, cmap=cmap, vmin=limits.low, vmax=limits.high, **options)
     ax.set_xticks([])
     ax.set_yticks([])

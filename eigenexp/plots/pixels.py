@@ -64,7 +64,13 @@ def peak(values: Array) -> float:
     return largest if largest > 0 else 1.0
 
 
-def show_array(values: Array, channel: int | None = None, *, blank: float = np.nan) -> Array:
+def show_array(
+    values: Array,
+    channel: int | None = None,
+    *,
+    as_rgb: bool | None = None,
+    blank: float = np.nan,
+) -> Array:
     """Turn ``(1, C, H, W)``, ``(C, H, W)``, ``(H, W)`` or ``(n,)`` into what is shown.
 
     Parameters
@@ -73,6 +79,9 @@ def show_array(values: Array, channel: int | None = None, *, blank: float = np.n
         Picture or distortion.
     channel
         Show this channel alone, in gray.
+    as_rgb
+        Whether channels are colours: by default where there are three. ``True`` takes the first
+        three of four (no transparency), ``False`` shows a mosaic.
     blank
         Fills the unused places of a mosaic.
 
@@ -85,7 +94,7 @@ def show_array(values: Array, channel: int | None = None, *, blank: float = np.n
     Raises
     ------
     InputError
-        When the shape is none of these, or the channel does not exist.
+        When the shape is none of these, the channel does not exist, or there are no colours.
     """
     shape = values.shape
     while values.ndim > 1 and values.ndim != 3 and values.shape[0] == 1:
@@ -107,10 +116,12 @@ def show_array(values: Array, channel: int | None = None, *, blank: float = np.n
                 f"got {channel}"
             )
         return np.asarray(values[channel])
+    if as_rgb and channels not in (3, 4):
+        raise InputError(f"as_rgb: expected 3 or 4 channels to show in colour, got {channels}")
+    if as_rgb or (channels == 3 and as_rgb is None):
+        return np.moveaxis(values[:3], 0, -1)
     if channels == 1:
         return np.asarray(values[0])
-    if channels == 3:
-        return np.moveaxis(values, 0, -1)
     return _mosaic(values, blank)
 
 

@@ -1,5 +1,6 @@
 """What the figures of distortions show, read back from rendered pixels."""
 
+import inspect
 import subprocess
 import sys
 
@@ -217,6 +218,7 @@ def test_distortion_image_pixels():
 class Synthesized:
     def __init__(self, image, vectors, index):
         self.image = image
+        self.spectrum = None if vectors is None else spectrum_of(list(vectors), index)
         self.eigendistortions = vectors
         self.eigenvalues = None if vectors is None else torch.linspace(1, 0.25, len(vectors))
         self.eigenindex = None if vectors is None else torch.tensor(index)
@@ -273,6 +275,54 @@ def test_imshow_all_takes_indices_of_the_whole_spectrum(gray):
         assert top.get_title() == "eigendistortion 15\nλ = 0.25"
     with pytest.raises(InputError, match="got 1"):
         eigendistortion_imshow_all(eig, 1)
+
+
+def test_imshow_all_has_plenoptics_default_and_takes_its_arguments(gray):
+    theirs = pytest.importorskip("plenoptic").plot.eigendistortion_imshow_all
+    parameters = inspect.signature(eigendistortion_imshow_all).parameters
+    for name, parameter in inspect.signature(theirs).parameters.items():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            assert name in parameters
+    assert tuple(parameters["eigenindex"].default) == (0, -1)
+    image, spectrum = gray
+    eig = Synthesized(image, spectrum.eigenvectors, [0, 15])
+    figure = eigendistortion_imshow_all(
+        eig, cmap="viridis", vmin=0.0, vmax=2.0, zoom=2, suptitle=None, as_rgb=False,
+        title=["x", "top", "bottom", "x + top", "x + bottom"], interpolation="bilinear",
+    )  # fmt: skip
+    assert [ax.get_title() for ax in figure.axes] == ["x", "top", "bottom", "x + top", "x + bottom"]
+    drawn = figure.axes[3].images[0]
+    assert (drawn.get_cmap().name, drawn.get_clim()) == ("viridis", (0.0, 2.0))
+    assert drawn.get_interpolation() == "bilinear"
+    assert figure.get_suptitle() == ""
+    with pytest.raises(InputError, match="title: expected one for all or 5"):
+        eigendistortion_imshow_all(eig, title=["one"])
+
+
+def test_channels_are_colours_where_asked():
+    image = torch.rand(1, 3, 4, 4)
+    eig = Synthesized(image, torch.eye(48)[:1].reshape(1, 3, 4, 4), [0])
+    mosaic = eigendistortion_imshow_all(eig, 0, as_rgb=False).axes[0].images[0].get_array()
+    assert mosaic.shape == (9, 9)
+    two = Synthesized(torch.rand(1, 2, 4, 4), torch.eye(32)[:1].reshape(1, 2, 4, 4), [0])
+    with pytest.raises(InputError, match="as_rgb: expected 3 or 4 channels"):
+        eigendistortion_imshow_all(two, 0, as_rgb=True)
+
+
+def test_a_distortion_of_the_class_is_plotted_by_its_index_in_the_whole_spectrum(gray):
+    image, spectrum = gray
+    eig = Synthesized(image, spectrum.eigenvectors, [0, 15])
+    for i, place in ((0, 0), (15, 1), (-1, 1)):
+        ax = plot_distortion(eig, i, title="mine", cmap="RdBu_r", vmin=-1, zoom=1.5)
+        assert np.allclose(ax.images[0].get_array(), spectrum.eigenvectors[place, 0])
+        assert ax.get_title() == "mine"
+        assert ax.images[0].get_clim()[0] == -1
+    added = plot_distortion(eig, 0, eig.image, scale=0.25, vmax=2)
+    assert added.images[0].get_clim() == (0, 2)
+    with pytest.raises(InputError, match="eigenindex: expected"):
+        plot_distortion(eig, 3)
+    with pytest.raises(InputError, match="call synthesize"):
+        plot_distortion(Synthesized(image, None, None), 0)
 
 
 def test_figures_leave_pyplot_alone():
