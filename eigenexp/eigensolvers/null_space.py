@@ -1,0 +1,499 @@
+"""The bottom of F where its null space is known beforehand: m responses are fewer than n values.
+
+Any vector with J v = 0 is then an answer, so nothing is searched for: random vectors are projected
+on null J, in the way that is predicted to be cheaper.
+
+*Rows*: Jᵀ e for every response, m half products in all; with Jᵀ = Q R the projector is I − Q Qᵀ,
+also where J has a lower rank (Q then holds more than J's rows, and n − m vectors are left anyway).
+
+*Descent*: conjugate gradients for min ‖J v‖² from random vectors, side by side. Steps lie in
+the row space, so that v goes to its own projection. Each costs a product; a round ends with a true
+product, from which the next one goes on, until ‖J v‖ rests at rounding (Hestenes & Stiefel 1952;
+the restarts are iterative refinement).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from eigenexp.eigensolvers.base import Eigensolver, Progress, Request, Which
+from eigenexp.eigensolvers.numerics import statuses
+from eigenexp.errors import InputError, ProductError
+from eigenexp.operators.memory import ALWAYS_FITS, available_bytes
+from eigenexp.spectrum import Spectrum, StopReason
+
+__all__ = ["NullSpace", "Plan", "complement", "make_plan"]
+
+Way = Literal["rows", "descent"]
+
+_BLOCK_BYTES = 2**25
+_MIN_BLOCKS = 8
+# Rounds of conjugate gradients; each but the first gains at least this factor in ‖J v‖ or is last.
+_MOST_ROUNDS = 8
+_GAIN = 0.5
+# Where a round ends: of its first gradient, and of eps · λmax ‖v‖ in the first round.
+_ROUND = 1e-3
+_REST = 2.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The way that is predicted to be cheaper, and what it costs.
+
+    Attributes
+    ----------
+    products
+        Predicted, the measuring of the vectors at the end included.
+    reason
+        A sentence.
+    """
+
+    way: Way
+    products: float
+    reason: str
+
+
+def make_plan(m: int, n: int, k: int, *, eps: float, has_rows: bool = True) -> Plan:
+    """Choose the way to k vectors of the null space of J ``(m, n)`` by predicted cost.
+
+    A descent is predicted to take as many steps as for a random J of that shape: its condition is
+    κ = (1 + √(m/n)) / (1 − √(m/n)) (Marchenko & Pastur 1967), and ½ κ ln(2/eps) steps reach
+    rounding. Pooled blurs are better, deep networks may be worse; a descent that has cost what the
+    rows would is given up for them, so that nothing costs more than twice the cheaper way.
+
+    Parameters
+    ----------
+    has_rows
+        Whether Jᵀ is at hand, and the rows have room in memory.
+    """
+    rows = m / 2 + k
+    root = math.sqrt(m / n)
+    condition = (1 + root) / max(1 - root, 1e-300)
+    steps = min(0.5 * condition * math.log(2 / eps), 4.0 * m)
+    descent = k * (steps + 2)
+    if has_rows and rows <= descent:
+        reason = f"the {m} rows of J cost {m} half products, a descent about {descent:.0f} products"
+        return Plan("rows", rows, reason)
+    if not has_rows:
+        return Plan("descent", descent, "the rows of J are not at hand, or do not fit in memory")
+    reason = f"a descent costs about {descent:.0f} products, the {m} rows of J {rows:.0f}"
+    return Plan("descent", descent, reason)
+
+
+def complement(rows: Tensor, starts: Tensor) -> Tensor:
+    """Return orthonormal vectors ``(n, k)`` orthogonal to all ``rows`` ``(m, n)``, m + k ≤ n.
+
+    Parameters
+    ----------
+    starts
+        ``(n, k)`` random vectors; their projections span what is returned.
+    """
+    basis = torch.linalg.qr(rows.to(torch.float64).T).Q
+    vectors = starts.to(torch.float64)
+    for _ in range(3):  # the second time removes what rounding left, the third what QR brought back
+        vectors = vectors - basis @ (basis.T @ vectors)
+        vectors = torch.linalg.qr(vectors).Q
+    return vectors
+
+
+@dataclass
+class NullSpaceState:
+    """All that changes.
+
+    Attributes
+    ----------
+    way, reason, has_rows
+        Empty until the first product has told m; whether rows of J can be gathered.
+    stage
+        ``"starting"``, ``"gathering"``, ``"descending"``, ``"restarting"`` or ``"measuring"``.
+    m, rows, gathered
+        The responses, how many rows of J are told, and these ``(rows, n)``.
+    rounds, steps, spent
+        Rounds begun, steps of the present one, half products so far.
+    vectors
+        ``(n, k)``: what goes to the null space.
+    gradients, directions, energies
+        ``(n, k)``, ``(n, k)``, ``(k,)``: F v, the conjugate directions and ‖F v‖² of the descent.
+    first
+        ``(k,)``: ‖F v‖ when the round began.
+    heights
+        ``(k,)``: ‖J v‖² / ‖v‖² as last measured.
+    is_open
+        ``(k,)``: whose descent goes on.
+    largest
+        The largest Rayleigh quotient seen, a lower bound of λmax.
+    values, residuals
+        ``(k,)``: of the vectors returned, from true products.
+    """
+
+    way: str = ""
+    reason: str = ""
+    has_rows: bool = False
+    stage: str = "starting"
+    m: int = 0
+    rows: int = 0
+    rounds: int = 0
+    steps: int = 0
+    spent: int = 0
+    largest: float = 0.0
+    gathered: Tensor | None = None
+    vectors: Tensor | None = None
+    gradients: Tensor | None = None
+    directions: Tensor | None = None
+    energies: Tensor | None = None
+    first: Tensor | None = None
+    heights: Tensor | None = None
+    is_open: Tensor | None = None
+    values: Tensor | None = None
+    residuals: Tensor | None = None
+
+
+class NullSpace(Eigensolver):
+    """Eigenvectors of a null space that is known beforehand, exactly and without a search.
+
+    F = JᵀJ with m < n has at least n − m eigenvalues 0. The first product, of the first random
+    vector, tells m; :func:`make_plan` then chooses the way. ``num_products`` counts a row of J as
+    half a product, which it is.
+
+    Parameters
+    ----------
+    way
+        ``"rows"``, ``"descent"``, or ``"auto"`` for the cheaper one.
+    n, k, which, tol, seed, max_products, rank_bound, image_shape, dtype, device, start
+        See :class:`~eigenexp.eigensolvers.base.Eigensolver`. ``which`` must be ``"bottom"`` and
+        ``k`` at most ``n - rank_bound``. No start vector is used.
+
+    Raises
+    ------
+    InputError
+        Where no null space of k dimensions is known.
+    """
+
+    name: ClassVar[str] = "null_space"
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        which: Which = "bottom",
+        way: Literal["auto", "rows", "descent"] = "auto",
+        **settings: Any,
+    ) -> None:
+        super().__init__(n, which=which, **settings)
+        known = n - min(n, self.settings.rank_bound or n)
+        if which != "bottom" or self.settings.k > known:
+            raise InputError(
+                f"k, which: expected 'bottom' and at most {known} pairs for null_space, the "
+                f"dimensions of a null space known beforehand (n - m), got {which!r} and "
+                f"{self.settings.k}; use method='auto'"
+            )
+        if way not in ("auto", "rows", "descent"):
+            raise InputError(f"way: expected 'auto', 'rows' or 'descent', got {way!r}")
+        self.way = way
+        self._counted_before = 0  # products of a solve that this one goes on with
+        self._state = NullSpaceState(vectors=self._randn(n, self.settings.k))
+
+    @property
+    def request(self) -> Request:
+        """Rows of J while they are gathered, otherwise F·V."""
+        return "adjoint" if self._state.stage == "gathering" else "fisher"
+
+    @property
+    def block_size(self) -> int:
+        """Columns at the most: the wanted vectors, or rows of J."""
+        return max(self.settings.k, self._row_width() if self._state.m else 1)
+
+    @property
+    def stored_vectors(self) -> int:
+        """The rows of J, or vectors, gradients and directions."""
+        if self._state.way == "rows":
+            return self._state.m + self.settings.k
+        return 3 * self.settings.k
+
+    def _row_width(self) -> int:
+        m = self._state.m
+        in_bytes = _BLOCK_BYTES // (m * self.dtype.itemsize)
+        return max(1, min(math.ceil(m / _MIN_BLOCKS), in_bytes))
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def _ask(self) -> Tensor:
+        state = self._state
+        vectors = _given(state.vectors)
+        if state.stage == "starting":
+            return torch.nn.functional.normalize(vectors[:, :1], dim=0)
+        if state.stage == "gathering":
+            width = min(self._row_width(), state.m - state.rows)
+            if self.settings.max_products is not None:
+                width = min(width, max(1, 2 * (self.settings.max_products - self._num_products)))
+            block = torch.zeros(state.m, width, dtype=self.dtype, device=self.device)
+            block[state.rows : state.rows + width].fill_diagonal_(1)
+            return block
+        if state.stage == "descending":
+            return _given(state.directions)[:, _given(state.is_open)]
+        if state.stage == "restarting":
+            return vectors[:, _given(state.is_open)]
+        return vectors
+
+    def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
+        width = block.shape[1]
+        state = self._state
+        half = 2 * width
+        if state.stage == "starting":
+            state = self._begin(block, products, responses)
+        elif state.stage == "gathering":
+            half = width
+            state = self._gather(products)
+        elif state.stage == "descending":
+            state = self._step(state, block, products)
+        elif state.stage == "restarting":
+            state = self._restart(state, block, products, responses)
+        else:
+            self._num_verification_products += width
+            state = self._measure(state, block, products, responses)
+        self._state = replace(state, spent=state.spent + half)
+        self._num_products = self._counted_before + math.ceil(self._state.spent / 2)
+        if self._state.values is not None:
+            self._judge()
+
+    def _begin(self, block: Tensor, products: Tensor, responses: Tensor | None) -> NullSpaceState:
+        state, n, k = self._state, self.settings.n, self.settings.k
+        m = self.settings.rank_bound or n
+        has_rows = responses is not None and len(responses) < n
+        if responses is not None:
+            m = len(responses)
+            needed = 3 * m * n * torch.float64.itemsize
+            has_rows &= needed <= ALWAYS_FITS or needed <= available_bytes(self.device)
+        if self.way == "rows" and not has_rows:
+            raise InputError(
+                "way: expected products with J v, and room for its rows, for 'rows', got none; "
+                "take way='descent'"
+            )
+        plan = make_plan(m, n, k, eps=self.eps, has_rows=has_rows)
+        way = plan.way if self.way == "auto" else self.way
+        reason = plan.reason if self.way == "auto" else "as was asked"
+        largest = float((block * products).sum())
+        state = replace(state, way=way, reason=reason, has_rows=has_rows, m=m, largest=largest)
+        if way == "rows":
+            gathered = torch.zeros(m, n, dtype=self.dtype, device=self.device)
+            return replace(state, stage="gathering", gathered=gathered)
+        vectors = torch.linalg.qr(_given(state.vectors)).Q
+        everyone = torch.ones(k, dtype=torch.bool)
+        infinite = torch.full((k,), math.inf, dtype=torch.float64)
+        return replace(
+            state, stage="restarting", vectors=vectors, is_open=everyone, heights=infinite
+        )
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    def _gather(self, products: Tensor) -> NullSpaceState:
+        state, width = self._state, products.shape[1]
+        if products.shape[0] != self.settings.n:
+            raise ProductError(
+                f"tell: expected rows of J of length {self.settings.n}, got {products.shape[0]}"
+            )
+        gathered = _given(state.gathered)
+        # Rows from the count on are not yet part of the state, whatever they hold.
+        gathered[state.rows : state.rows + width] = products.T
+        rows = state.rows + width
+        if rows < state.m:
+            return replace(state, rows=rows)
+        exact = gathered.to(torch.float64)
+        largest = float(torch.linalg.matrix_norm(exact, 2)) ** 2
+        vectors = complement(exact, _given(state.vectors)).to(self.dtype)
+        return replace(
+            state, stage="measuring", rows=rows, largest=largest, vectors=vectors, gathered=None
+        )
+
+    # -- descent ---------------------------------------------------------------------------------
+
+    def _step(self, state: NullSpaceState, block: Tensor, products: Tensor) -> NullSpaceState:
+        """Take a step of conjugate gradients along each open direction."""
+        held = _given(state.is_open)
+        vectors, gradients = _given(state.vectors).clone(), _given(state.gradients).clone()
+        directions, energies = _given(state.directions).clone(), _given(state.energies).clone()
+        curvature = (block * products).sum(dim=0).double().cpu()
+        lengths = block.square().sum(dim=0).double().cpu()
+        largest = max(state.largest, float((curvature / lengths).nan_to_num(0.0).max()))
+        step = torch.where(curvature > 0, energies[held] / curvature, 0.0)
+        across = step.to(vectors)
+        vectors[:, held] -= across * block
+        gradients[:, held] -= across * products
+        energy = gradients[:, held].square().sum(dim=0).double().cpu()
+        ratio = (energy / energies[held]).nan_to_num(0.0).to(vectors)
+        directions[:, held] = gradients[:, held] + ratio * block
+        energies[held] = energy
+        norms = vectors[:, held].norm(dim=0).double().cpu()
+        rest = _ROUND * _given(state.first)[held]
+        if state.rounds == 1:
+            rest = torch.minimum(rest, _REST * self.eps * largest * norms)
+        still = held.clone()
+        # A direction without curvature is one that rounding made: nothing is left to descend.
+        still[held] = (energy.sqrt() > rest) & (curvature > self.eps * largest * lengths)
+        if state.steps >= 4 * state.m:
+            still[:] = False
+        state = replace(
+            state,
+            vectors=vectors,
+            gradients=gradients,
+            directions=directions,
+            energies=energies,
+            largest=largest,
+            is_open=still,
+            steps=state.steps + 1,
+        )
+        dear = state.spent > state.m + 2 * self.settings.k
+        if dear and self.way == "auto" and state.has_rows:
+            gathered = torch.zeros(state.m, self.settings.n, dtype=self.dtype, device=self.device)
+            reason = "a descent took longer than was predicted"
+            return replace(state, way="rows", reason=reason, stage="gathering", gathered=gathered)
+        if not bool(still.any()):
+            unfinished = _given(state.heights) > 0
+            return replace(state, stage="restarting", is_open=unfinished)
+        return state
+
+    def _restart(
+        self, state: NullSpaceState, block: Tensor, products: Tensor, responses: Tensor | None
+    ) -> NullSpaceState:
+        """Begin a round from true products of the vectors, or end where they rest."""
+        held = _given(state.is_open)
+        norms = block.square().sum(dim=0).double().cpu()
+        quotients = (block * products).sum(dim=0) if responses is None else _squares(responses)
+        height = quotients.double().cpu().clamp(min=0) / norms
+        heights = _given(state.heights).clone()
+        floor = (self.eps if responses is None else self.eps**2 * 16) * state.largest
+        gained = height < _GAIN**2 * heights[held]
+        going = (height > floor) & gained & (state.rounds < _MOST_ROUNDS)
+        heights[held] = torch.where(going, height, 0.0)  # 0: at rest
+        still = held.clone()
+        still[held] = going
+        if not bool(still.any()):
+            vectors = torch.linalg.qr(_given(state.vectors).double()).Q.to(self.dtype)
+            return replace(state, stage="measuring", vectors=vectors, heights=heights)
+        n, k = self.settings.n, self.settings.k
+        gradients = torch.zeros(n, k, dtype=self.dtype, device=self.device)
+        gradients[:, held] = products
+        energies = gradients.square().sum(dim=0).double().cpu()
+        return replace(
+            state,
+            stage="descending",
+            rounds=state.rounds + 1,
+            steps=0,
+            gradients=gradients,
+            directions=gradients.clone(),
+            energies=energies,
+            first=energies.sqrt(),
+            heights=heights,
+            is_open=still,
+        )
+
+    # -- what is known ---------------------------------------------------------------------------
+
+    def _measure(
+        self, state: NullSpaceState, block: Tensor, products: Tensor, responses: Tensor | None
+    ) -> NullSpaceState:
+        quotients = (block * products).sum(dim=0) if responses is None else _squares(responses)
+        values = quotients.double().cpu().clamp(min=0)
+        residuals = (products - block * values.to(block)).norm(dim=0).double().cpu()
+        return replace(state, stage="done", values=values, residuals=residuals)
+
+    def _judge(self) -> None:
+        limit = self.settings.tol * self._state.largest
+        met = float(_given(self._state.residuals).max()) <= limit
+        self._stop_reason = StopReason.CONVERGED if met else StopReason.FLOOR
+
+    def _reopen(self) -> None:
+        super()._reopen()
+        if self._state.values is not None:
+            self._judge()
+
+    def _pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return values, residuals and vectors ``(k, n)``, decreasing; none before the end."""
+        state = self._state
+        if state.values is None:
+            nothing = torch.zeros(0, dtype=torch.float64)
+            return nothing, nothing, _given(state.vectors).T[:0]
+        values, residuals = _given(state.values), _given(state.residuals)
+        order = torch.argsort(values, descending=True, stable=True)
+        vectors = _given(state.vectors).T[order.to(self.device)]
+        return values[order], residuals[order], vectors.contiguous()
+
+    def _progress(self) -> Progress:
+        values, residuals, _ = self._pairs()
+        state, phase = self._state, self._state.stage
+        if phase == "gathering":
+            phase = f"gathering rows, {state.rows} of {state.m}"
+        return Progress(
+            eigenvalues=values,
+            residuals=residuals,
+            eigenindex=torch.tensor(self.settings.wanted[: len(values)], dtype=torch.int64),
+            scale=state.largest,
+            tol=self.settings.tol,
+            num_products=self._num_products,
+            phase=phase,
+        )
+
+    def _result(self) -> Spectrum:
+        values, residuals, vectors = self._pairs()
+        n, tol, scale = self.settings.n, self.settings.tol, self._state.largest
+        way, reason = self._state.way, self._state.reason
+        notes = (f"null space by {way}: {reason}",) if way else ()
+        return Spectrum(
+            eigenvalues=values,
+            eigenvectors=vectors,
+            eigenindex=torch.tensor(self.settings.wanted[: len(values)], dtype=torch.int64),
+            residuals=residuals,
+            error_bounds=values.clone(),  # the eigenvalue is 0, which m < n proves
+            status=statuses(residuals, tol * scale, verified=True),
+            stop_reason=self.stop_reason,
+            scale=scale,
+            tol=tol,
+            num_products=self._num_products,
+            num_verification_products=self._num_verification_products,
+            null_space_dimension=n - min(n, self.settings.rank_bound or n),
+            method=self.name,
+            notes=notes,
+        )
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def _export_state(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for item in fields(self._state):
+            value = getattr(self._state, item.name)
+            if item.name == "gathered" and value is not None:
+                value = value[: self._state.rows]
+            found[item.name] = value.clone() if isinstance(value, Tensor) else value
+        return found
+
+    def _import_state(self, state: Mapping[str, Any]) -> None:
+        told = dict(state)
+        here = ("gathered", "vectors", "gradients", "directions")
+        for name, value in told.items():
+            if isinstance(value, Tensor):
+                told[name] = self._own(value) if name in here else value.detach().cpu().clone()
+        self._state = NullSpaceState(**told)
+        if self._state.gathered is not None:
+            gathered = torch.zeros(
+                self._state.m, self.settings.n, dtype=self.dtype, device=self.device
+            )
+            gathered[: self._state.rows] = self._state.gathered
+            self._state = replace(self._state, gathered=gathered)
+        self._counted_before = self._num_products - math.ceil(self._state.spent / 2)
+
+
+def _squares(responses: Tensor) -> Tensor:
+    return responses.square().sum(dim=0)
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    """Return a field that this stage has."""
+    if tensor is None:
+        raise ProductError("null_space: expected a whole state, got one without its tensors")
+    return tensor
