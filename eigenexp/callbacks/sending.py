@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import os
-import socket
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
+from eigenexp.callbacks.event_file import EventFile
+
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
     from torch.utils.tensorboard import FileWriter
 
 __all__ = [
-    "EventFile",
     "enlarge",
     "forget_points_from",
     "send_description",
@@ -37,67 +32,16 @@ TABLE_METRICS = ("lambda_max", "lambda_min", "worst_residual", "pairs_proven", "
 """The last values that tables of runs sort by."""
 _SHOWN_SIDE = 256
 
-log = logging.getLogger(__name__)
 
-
-class EventFile:
-    """A TensorBoard event file written by whoever has an event, at once.
-
-    Beside TensorBoard's own writer, which hands events to a thread and flushes every 120 s, for
-    three reasons. A point of 15 values beside a solve that keeps its processor busy, on two
-    cores: median 0.2 ms and 99th percentile 0.3 ms here, 0.15 and 11 ms there (the thread loses
-    its processor while it holds the interpreter's lock), 0.4 and 14 ms with a flush after each.
-    Every event is with the system when ``add_event`` returns, so ``kill -9`` loses none. And the
-    file's name is ours to choose.
-
-    Parameters
-    ----------
-    folder
-        The run's folder of event files.
-    """
-
-    def __init__(self, folder: str) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._folder = folder
-        # TensorBoard reads the files of a folder in the order of their names: this one last.
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = io.FileIO(Path(folder) / f"{name}.direct", "ab")
-        self._records = RecordWriter(self._file)
-        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
-
-    def get_logdir(self) -> str:
-        """Return the folder."""
-        return self._folder
-
-    def add_event(self, event: Event) -> None:
-        """Write an event; a full disk loses it, not the solve."""
-        if self._file.closed:
-            return
-        try:
-            self._records.write(event.SerializeToString())
-        except OSError as error:
-            log.warning("TensorBoard: cannot write %s (%s)", self._file.name, error.strerror)
-
-    def flush(self) -> None:
-        """Do nothing: everything is written."""
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __del__(self) -> None:
-        self._file.close()
-
-
-def write_directly(logger: Logger) -> None:
+def write_directly(logger: Logger) -> EventFile | None:
     """Let a TensorBoard logger write in this thread from now on; other loggers stay as they are."""
     writer = _file_writer(logger)
-    if writer is None or isinstance(writer.event_writer, EventFile):
-        return
-    writer.event_writer.close()
-    writer.event_writer = EventFile(writer.event_writer.get_logdir())
+    if writer is None:
+        return None
+    if not isinstance(writer.event_writer, EventFile):
+        writer.event_writer.close()
+        writer.event_writer = EventFile(writer.event_writer.get_logdir())
+    return writer.event_writer
 
 
 def send_point(logger: Logger, metrics: Mapping[str, float], step: int) -> None:
@@ -117,13 +61,9 @@ def forget_points_from(logger: Logger, step: int) -> None:
 
     MLflow's logger knows by itself.
     """
-    writer = _file_writer(logger)
-    if writer is None:
-        return
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    start = SessionLog(status=SessionLog.START)
-    writer.add_event(Event(session_log=start), step)
+    events = write_directly(logger)
+    if events is not None:
+        events.go_on_from(step - 1)
 
 
 def _file_writer(logger: Logger) -> FileWriter | None:
@@ -206,6 +146,7 @@ def send_description(logger: Logger, markdown: str, tags: Mapping[str, str], ste
 
 def send_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
     """Hand over a run's settings; TensorBoard gets them as a line of its table of runs."""
+    write_directly(logger)
     writer = _file_writer(logger)
     if writer is None:
         logger.log_hyperparams(dict(settings))
