@@ -62,8 +62,8 @@ _MESSAGES = {
         "every wanted pair is converged and verified: no pair was found beyond them"
     ),
     StopReason.UNVERIFIED: (
-        "every residual is at most tol and no pair was found beyond, but one may have been missed: "
-        "the notes say how likely; go on with a smaller tol, or try method='auto' or 'exact'"
+        "every residual is at most tol, but a pair beyond may have been missed: the notes say what "
+        "was searched; set miss_chance, or try method='auto' or 'exact'"
     ),
     StopReason.MAX_PRODUCTS: (
         "the budget of products is spent before every pair converged; raise max_products or tol, "
@@ -110,8 +110,12 @@ class Spectrum:
     residuals
         ``(k,)``: ‖Fv − λv‖, absolute. Divide by ``scale`` for the relative one.
     error_bounds
-        ``(k,)``: some true eigenvalue lies within this distance (the residual, or less where a
-        solver can prove it; rounding included).
+        ``(k,)``. For a ``converged`` pair the eigenvalue *of its index* lies within this distance,
+        but for the chance ``miss_chance``. For any other pair nothing is proved about its index,
+        and *some* eigenvalue of F lies within this distance: the residual, or for the smallest
+        pair of all its value, as 0 ≤ λmin ≤ θ. What holds for the index of any pair is the one
+        side that needs no search: a value at the top is at most the eigenvalue, one at the bottom
+        at least. Rounding is included.
     status
         One :class:`PairStatus` a pair.
     stop_reason
@@ -132,6 +136,13 @@ class Spectrum:
         Sentences about choices made on the way (``auto``), or doubts.
     metadata
         Plain, JSON-ready facts about where this came from.
+    miss_chance
+        The chance, over both ends and all attempts, that a pair beyond the converged ones was
+        missed: 0 where that is proved without any, None where no such claim is made.
+    certificate
+        The rule the certificate was made by: ``"frozen"`` (``docs/certificate.md``), ``"exact"``
+        for a dense solve, or ``"present"``, the rule of versions before 0.1.0's release, which
+        followed the present wanted vectors and could miss pairs; empty where none was made.
     """
 
     eigenvalues: Tensor
@@ -149,6 +160,8 @@ class Spectrum:
     method: str = ""
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    miss_chance: float | None = None
+    certificate: str = ""
 
     def __post_init__(self) -> None:
         k = len(self.eigenvalues)
@@ -288,6 +301,8 @@ class Spectrum:
                     "method": self.method,
                     "notes": list(self.notes),
                     "metadata": dict(self.metadata),
+                    "miss_chance": self.miss_chance,
+                    "certificate": self.certificate,
                 }
             )
         }
@@ -334,6 +349,9 @@ class Spectrum:
                 method=str(facts["method"]),
                 notes=tuple(str(note) for note in facts["notes"]),
                 metadata=dict(facts["metadata"]),
+                # Files of before have neither: their certificates were made by the old rule.
+                miss_chance=_chance(facts.get("miss_chance")),
+                certificate=str(facts.get("certificate", "present")),
             )
         except CheckpointError:
             raise
@@ -366,6 +384,10 @@ def with_canonical_signs(vectors: Tensor) -> Tensor:
     if not bool(wrong.any()):
         return vectors
     return torch.where(wrong, -flat, flat).reshape(vectors.shape)
+
+
+def _chance(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 _TENSORS = ("eigenvalues", "eigenvectors", "eigenindex", "residuals", "error_bounds")

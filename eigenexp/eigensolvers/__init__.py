@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.auto import Auto
+from eigenexp.eigensolvers.auto import auto
 from eigenexp.eigensolvers.base import Eigensolver, Progress, Request, Settings, Which
 from eigenexp.eigensolvers.davidson import Davidson
 from eigenexp.eigensolvers.exact import Exact
@@ -23,7 +23,6 @@ from eigenexp.spectrum import Spectrum
 
 __all__ = [
     "METHODS",
-    "Auto",
     "Davidson",
     "Eigensolver",
     "Exact",
@@ -36,21 +35,22 @@ __all__ = [
     "Request",
     "Settings",
     "Which",
+    "auto",
     "check_settings",
     "make_solver",
     "multiply",
     "solve",
 ]
 
-METHODS: dict[str, type[Eigensolver]] = {
-    "auto": Auto,
+METHODS: dict[str, Callable[..., Eigensolver]] = {
+    "auto": auto,
     "davidson": Davidson,
     "exact": Exact,
     "lanczos": Lanczos,
     "power": Power,
     "randomized_svd": RandomizedSVD,
 }
-"""The methods by name; ``"auto"`` is the one that serves most problems best."""
+"""What makes a solver, by method; ``"auto"`` chooses the one that serves the problem best."""
 
 
 def make_solver(
@@ -99,8 +99,8 @@ def check_settings(
     make_solver(Problem.of_size(image_shape, dtype), method, **settings)
 
 
-def _kind(method: str, settings: Mapping[str, Any]) -> type[Eigensolver]:
-    """Return a method's class, which takes these settings."""
+def _kind(method: str, settings: Mapping[str, Any]) -> Callable[..., Eigensolver]:
+    """Return what makes a method's solver, which takes these settings."""
     if method not in METHODS:
         raise InputError(f"method: expected one of {', '.join(sorted(METHODS))}, got {method!r}")
     kind = METHODS[method]
@@ -113,10 +113,11 @@ def _kind(method: str, settings: Mapping[str, Any]) -> type[Eigensolver]:
     return kind
 
 
-def _settings_of(kind: type[Eigensolver]) -> set[str]:
+def _settings_of(kind: Callable[..., Eigensolver]) -> set[str]:
     """Return what a user may set: the common settings and the method's own options."""
-    own = inspect.signature(kind.__init__).parameters
-    common = {"k", "which", "tol", "seed", "max_products"}
+    own = inspect.signature(kind).parameters
+    common = {"k", "which", "tol", "seed", "max_products", "miss_chance", "relative_tol"}
+    common.add("strict_verification")
     of_problem = {field.name for field in fields(Problem)}
     return common | (set(own) - {"self", "n", "settings"} - of_problem)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -30,7 +31,9 @@ __all__ = ["Eigensolver", "Progress", "Request", "Settings", "Which"]
 
 Which = Literal["top", "bottom", "both"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+MISS_CHANCE = 1e-3
+"""Default of ``miss_chance``."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class Settings:
         Seeds the solver's own generator; the global random state is never touched.
     max_products
         Budget of products (columns of F·V); ``None`` for no limit.
+    miss_chance
+        Chance at most, over both ends, that a pair beyond the ``converged`` ones was missed.
+        ``None`` makes no search, and no pair is then called converged.
+    relative_tol
+        Go on until each eigenvalue of the bottom is known to this relative accuracy by a proved
+        lower bound, or is below what the arithmetic tells from 0; ``None``: ``tol`` is enough.
     rank_bound
         Known upper bound of the rank of F (the number m of responses, where m < n): proves a
         null space of dimension n − rank_bound.
@@ -66,6 +75,8 @@ class Settings:
     max_products: int | None = None
     rank_bound: int | None = None
     image_shape: tuple[int, ...] | None = None
+    miss_chance: float | None = MISS_CHANCE
+    relative_tol: float | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -81,6 +92,15 @@ class Settings:
             raise InputError(f"tol: expected a positive number, got {self.tol}")
         if self.max_products is not None and self.max_products < 1:
             raise InputError(f"max_products: expected at least 1 or None, got {self.max_products}")
+        if self.miss_chance is not None and not 0 < self.miss_chance < 1:
+            raise InputError(
+                f"miss_chance: expected a number between 0 and 1, or None for no search, got "
+                f"{self.miss_chance}"
+            )
+        if self.relative_tol is not None and not 0 < self.relative_tol < 1:
+            raise InputError(
+                f"relative_tol: expected a number between 0 and 1, or None, got {self.relative_tol}"
+            )
 
     @property
     def wanted(self) -> tuple[int, ...]:
@@ -128,7 +148,7 @@ class Eigensolver(abc.ABC):
 
     Parameters
     ----------
-    n, k, which, tol, seed, max_products, rank_bound, image_shape
+    n, k, which, tol, seed, max_products, rank_bound, image_shape, miss_chance, relative_tol
         See :class:`Settings`.
     dtype, device
         Of the blocks asked for and the products told: the model's own. Small projected problems
@@ -138,6 +158,8 @@ class Eigensolver(abc.ABC):
         ``None``. Need not be orthogonal.
     product_eps
         Relative rounding of the products where it is worse than ``dtype``'s (a bf16 network).
+    strict_verification
+        Accepted with a warning: it is ``miss_chance`` now.
     """
 
     name: ClassVar[str]
@@ -157,7 +179,17 @@ class Eigensolver(abc.ABC):
         device: torch.device | str = "cpu",
         start: Tensor | None = None,
         product_eps: float = 0.0,
+        miss_chance: float | None = MISS_CHANCE,
+        relative_tol: float | None = None,
+        strict_verification: bool | None = None,
     ) -> None:
+        if strict_verification is not None:
+            warnings.warn(
+                "strict_verification is miss_chance now, the chance a missed pair may have: every "
+                f"search is followed until it is reached (here {miss_chance})",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self.settings = Settings(
             n=n,
             k=k,
@@ -167,6 +199,8 @@ class Eigensolver(abc.ABC):
             max_products=max_products,
             rank_bound=rank_bound,
             image_shape=None if image_shape is None else tuple(image_shape),
+            miss_chance=miss_chance,
+            relative_tol=relative_tol,
         )
         if dtype not in (torch.float32, torch.float64):
             raise InputTypeError(
@@ -182,6 +216,8 @@ class Eigensolver(abc.ABC):
                 raise InputError(f"start: expected shape ({n}, s), got {tuple(start.shape)}")
             start = start.detach().to(dtype=dtype, device=self.device, copy=True)
         self.start = start
+        # Why this method was taken, where ``auto`` chose it.
+        self.choice: str | None = None
         self._generator = torch.Generator(device="cpu").manual_seed(seed)
         self._num_products = 0
         self._num_verification_products = 0
@@ -346,6 +382,8 @@ class Eigensolver(abc.ABC):
         ``converged``.
         """
         spectrum = self._result()
+        if self.choice is not None:
+            spectrum = replace(spectrum, notes=(self.choice, *spectrum.notes))
         return spectrum if self.unit == 1.0 else spectrum.times(self.unit)
 
     # -- state ---------------------------------------------------------------------------------
@@ -372,15 +410,19 @@ class Eigensolver(abc.ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``.
 
-        ``tol`` and ``max_products`` may differ from the saved run: the solver then goes on under
-        its own. Everything else must be equal.
+        ``tol``, ``max_products``, ``miss_chance`` and ``relative_tol`` may differ from the saved
+        run: the solver then goes on under its own. Everything else must be equal. States of
+        version 1 are taken over; the search for missed pairs is then made by today's rule, and
+        what was finished says that it was not.
 
         Raises
         ------
         CheckpointError
             When the state belongs to another method, size, end or dtype.
         """
-        if state.get("version") != STATE_VERSION or state.get("name") != self.name:
+        # ``auto`` was a solver of its own in version 1, around the one it chose.
+        state = state.get("chosen", state)
+        if state.get("version") not in (1, STATE_VERSION) or state.get("name") != self.name:
             raise CheckpointError(
                 f"state: expected {self.name!r} version {STATE_VERSION}, got "
                 f"{state.get('name')!r} version {state.get('version')}; resume with that method"
@@ -403,7 +445,8 @@ class Eigensolver(abc.ABC):
         pending = state["pending"]
         self._pending = None if pending is None else self._own(pending)
         self._import_state(state["state"])
-        if any(saved[key] != own[key] for key in ("tol", "max_products")):
+        free = ("tol", "max_products", "miss_chance", "relative_tol")
+        if any(key in saved and saved[key] != own[key] for key in free):
             self._reopen()
 
     def _reopen(self) -> None:

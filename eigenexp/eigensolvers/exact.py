@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress, Request
+from eigenexp.eigensolvers.certificates.result import make_spectrum
 from eigenexp.eigensolvers.dense_decomposition import (
     fisher_eigenpairs,
     jacobian_eigenpairs,
     numerical_rank,
     perturbation_bounds,
 )
-from eigenexp.eigensolvers.numerics import statuses
 from eigenexp.errors import CheckpointError, InputError, ProductError
 from eigenexp.operators.memory import check_fits
 from eigenexp.spectrum import Spectrum, StopReason
@@ -276,28 +276,30 @@ class Exact(Eigensolver):
 
     def _result(self) -> Spectrum:
         """Return the wanted pairs, or none before the whole matrix is gathered."""
-        n, tol = self.settings.n, self.settings.tol
+        n = self.settings.n
         solution = self._solved()
         if solution is None:
             nothing = torch.zeros(0, dtype=torch.float64)
             vectors = torch.zeros(0, n, dtype=self.dtype, device=self.device)
             solution = _Solution(nothing, vectors, nothing, nothing, 0.0, n)
         found = len(solution.values)
-        return Spectrum(
-            eigenvalues=solution.values,
-            eigenvectors=solution.vectors.clone(),
-            eigenindex=torch.tensor(self.settings.wanted[:found], dtype=torch.int64),
+        return make_spectrum(
+            self.settings,
+            values=solution.values,
+            vectors=solution.vectors.clone(),
             residuals=solution.residuals,
-            error_bounds=solution.bounds,
-            status=statuses(solution.residuals, tol * solution.scale, verified=True),
-            stop_reason=self.stop_reason,
+            index=torch.tensor(self.settings.wanted[:found], dtype=torch.int64),
             scale=solution.scale,
-            tol=tol,
+            floor=self.floor,
+            stop_reason=self.stop_reason,
             num_products=self._num_products,
             num_verification_products=self._num_verification_products,
-            null_space_dimension=n - self._rank_bound(),
             method=self.name,
             notes=self._notes(solution, found),
+            bounds=solution.bounds,
+            null_space_dimension=n - self._rank_bound(),
+            claimed=0.0 if self.stop_reason is StopReason.CONVERGED else None,
+            rule="exact" if found else "",
         )
 
     def _rank_bound(self) -> int:

@@ -1,4 +1,4 @@
-"""Pure functions every method shares: checks, error bounds, statuses."""
+"""Pure functions every method shares: rounding, units, checks of products."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import ProductError
-from eigenexp.spectrum import PairStatus
 
 __all__ = [
     "check_definite",
     "check_symmetric",
-    "error_bounds",
     "rounding_floor",
-    "statuses",
     "unit_of",
 ]
 
@@ -100,47 +97,3 @@ def check_definite(smallest: float, largest: float, floor: float) -> None:
             f"value of {smallest:.3g} beside {largest:.3g}; check that Jᵀ belongs to J, or pass "
             "F and not -F"
         )
-
-
-def error_bounds(
-    values: Tensor,
-    residuals: Tensor,
-    floor: float,
-    smallest: Tensor,
-    guards: Tensor | None = None,
-) -> Tensor:
-    """Return for each pair a distance within which a true eigenvalue lies.
-
-    ‖r‖ always (Weinstein). θ itself, where smaller, for the smallest pair of a positive
-    semidefinite F, as 0 ≤ λmin ≤ θ. ‖r‖²/gap where the other eigenvalues are known to be a gap
-    away (Kato 1949; Temple 1928); that takes verified pairs and the ones next to them.
-
-    Parameters
-    ----------
-    values, residuals
-        ``(k,)``, absolute.
-    floor
-        Absolute rounding error of a product, added to each bound.
-    smallest
-        ``(k,)`` bool: which pair is the smallest of the whole spectrum.
-    guards
-        ``(g, 2)``: values and residuals of the pairs next to the wanted ones; None where the gaps
-        are not known.
-    """
-    bounds = torch.where(smallest, torch.minimum(residuals, values.clamp(min=0)), residuals)
-    if guards is not None:
-        near = torch.cat([values, guards[:, 0]])
-        reach = torch.cat([residuals, guards[:, 1]])
-        gaps = (values[:, None] - near[None]).abs() - reach[None] - residuals[:, None]
-        gaps[torch.arange(len(values)), torch.arange(len(values))] = float("inf")
-        gap = gaps.min(dim=1).values if len(near) > 1 else torch.zeros_like(values)
-        gap = torch.where(torch.isfinite(gap), gap, 0.0)
-        temple = torch.where(gap > 0, residuals.square() / gap.clamp(min=1e-300), bounds)
-        bounds = torch.minimum(bounds, temple)
-    return bounds + floor
-
-
-def statuses(residuals: Tensor, limit: float, verified: bool) -> tuple[PairStatus, ...]:
-    """Return each pair's status from its true residual and whether extremality was verified."""
-    good = PairStatus.CONVERGED if verified else PairStatus.UNVERIFIED
-    return tuple(good if float(r) <= limit else PairStatus.UNCONVERGED for r in residuals)

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.base import Eigensolver, Progress, Which
-from eigenexp.eigensolvers.numerics import error_bounds, statuses
+from eigenexp.eigensolvers.base import Which
+from eigenexp.eigensolvers.certificates.certified import CertifiedSolver
 from eigenexp.eigensolvers.rayleigh_ritz import Ritz, rayleigh_ritz, with_products
+from eigenexp.eigensolvers.state import State, vectors
 from eigenexp.errors import InputError
-from eigenexp.spectrum import Spectrum, StopReason
+from eigenexp.spectrum import StopReason
 
 __all__ = ["VERIFICATION_PRODUCTS", "RandomizedSVD"]
 
 ITERATING, VERIFYING = "iterating", "verifying"
 VERIFICATION_PRODUCTS = 10
-# Fresh random vectors below which the bound of what was missed is too likely to be wrong.
-_FEWEST_PROBES = 6
 
 
-class RandomizedSVD(Eigensolver):
+@dataclass
+class SketchState(State):
+    """What the iteration knows.
+
+    Attributes
+    ----------
+    block
+        What is multiplied next, ``(n, k + oversampling)``.
+    ritz
+        Ritz values, vectors and images of the block last multiplied, or None.
+    rounds, step
+        Products of the whole block so far, and whether it is ``"iterating"`` or ``"verifying"``.
+    missed
+        ‖(I − QQᵀ)Fω‖ for the fresh Gaussian ω, or None.
+    best, since_best
+        The smallest residual over λmax so far, and iterations since.
+    """
+
+    block: Any = vectors()
+    ritz: Any = vectors()
+    rounds: int = 0
+    step: str = ITERATING
+    missed: Any = vectors()
+    best: float = math.inf
+    since_best: int = 0
+
+
+class RandomizedSVD(CertifiedSolver):
     """Top pairs by randomised subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
 
     A Gaussian block of ``k + oversampling`` columns is multiplied by F again and again and made
@@ -43,7 +69,8 @@ class RandomizedSVD(Eigensolver):
         Further products with F (q) after the first one and before the last, which measures: q + 2
         products a column in all. ``None`` goes on until the residuals are at most tol · λmax.
     verification_products
-        Fresh Gaussian vectors that in the end estimate what the block misses; 0 for none.
+        Fresh Gaussian vectors that estimate what the block misses after a fixed number of
+        ``power_iterations``; 0 for none.
     patience
         Iterations without a new smallest residual after which the iteration has stagnated.
     n, k, tol, seed, max_products, rank_bound, image_shape, dtype, device, start
@@ -56,13 +83,9 @@ class RandomizedSVD(Eigensolver):
 
     Notes
     -----
-    A small residual proves that *some* eigenvalue is near, not that it is the largest. That no
-    larger one was missed is claimed in two cases alone: the block is the whole space, or
-    σ_j(F Q) + ‖(I − QQᵀ)F‖ is within tol · λmax of every wanted Ritz value θ_j. It bounds λ_j from
-    above (Weyl), as θ_j does from below. The norm is bounded by 10·√(2/π) times its largest value
-    on r fresh Gaussian vectors, wrong with probability 10⁻ʳ (their lemma 4.1; at least 6 are
-    asked for). That the start was random and had columns to spare is no such bound: where the
-    spectrum falls off slowly pairs stay ``unverified``, however small their residuals are.
+    A small residual proves that *some* eigenvalue is near, not that it is the largest. When the
+    residuals are at most tol · λmax the block is handed to the last stage of all methods, which
+    searches for missed pairs: see :mod:`.certificates.certified`.
     """
 
     name: ClassVar[str] = "randomized_svd"
@@ -99,18 +122,27 @@ class RandomizedSVD(Eigensolver):
         self.verification_products = verification_products
         self.patience = patience
         self.width = min(n, self.settings.k + oversampling)
-        self._block: Tensor = torch.linalg.qr(self._randn(n, self.width), "reduced").Q
-        self._ritz: Ritz | None = None
-        self._rounds = 0
-        self._phase = ITERATING
-        self._missed: Tensor | None = None
-        self._best = math.inf
-        self._since_best = 0
+        block = torch.linalg.qr(self._randn(n, self.width), "reduced").Q
+        self._sketch = SketchState(block=block)
+
+    @property
+    def _main(self) -> SketchState:
+        return self._sketch
+
+    @property
+    def stored_vectors(self) -> int:
+        """The block with its products, or the space of the last stage with its own."""
+        return max(3 * self.block_size, 2 * self._stage_capacity())
 
     @property
     def block_size(self) -> int:
         """Columns of the block: k and the oversampling, or the verifying vectors if more."""
         return max(self.width, self.verification_products)
+
+    @property
+    def _ritz(self) -> Ritz | None:
+        ritz = self._sketch.ritz
+        return None if ritz is None else with_products(*ritz)
 
     @property
     def ritz(self) -> Ritz | None:
@@ -123,56 +155,61 @@ class RandomizedSVD(Eigensolver):
     @property
     def missed(self) -> float | None:
         """Mean of ‖(I − QQᵀ)Fω‖ over the fresh Gaussian ω, or None before they were told."""
-        return None if self._missed is None else float(self._missed.mean()) * self.unit
+        missed = self._sketch.missed
+        return None if missed is None else float(missed.mean()) * self.unit
 
     # -- one step --------------------------------------------------------------------------------
 
-    def _ask(self) -> Tensor:
-        if self._phase == VERIFYING:
+    def _main_ask(self) -> Tensor:
+        if self._sketch.step == VERIFYING:
             return self._randn(self.settings.n, self.verification_products)
-        return self._block
+        block: Tensor = self._sketch.block
+        return block
 
-    def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
+    def _main_tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
+        state, ritz = self._sketch, self._ritz
         self._num_products += block.shape[1]
-        if self._phase == VERIFYING and self._ritz is not None:
+        if state.step == VERIFYING and ritz is not None:
             self._num_verification_products += block.shape[1]
-            basis = self._ritz.vectors
-            rest = products - basis @ (basis.T @ products)
-            self._missed = torch.linalg.vector_norm(rest, dim=0)
-            self._stop(self._ritz)
+            rest = products - ritz.vectors @ (ritz.vectors.T @ products)
+            state.missed = torch.linalg.vector_norm(rest, dim=0)
+            self._stop(ritz)
             return
         ritz = rayleigh_ritz(block, products, responses)
-        self._ritz, self._rounds = ritz, self._rounds + 1
+        state.ritz, state.rounds = [ritz.values, ritz.vectors, ritz.images], state.rounds + 1
         # F = 0 there: every vector is an eigenvector, and none points on.
         nothing = not bool(ritz.images.any())
-        self._block = torch.linalg.qr(ritz.vectors if nothing else ritz.images, "reduced").Q
-        self._missed = None
+        state.block = torch.linalg.qr(ritz.vectors if nothing else ritz.images, "reduced").Q
+        state.missed = None
         worst = self._worst(ritz)
-        if worst < 0.999 * self._best:
-            self._best, self._since_best = worst, 0
+        if worst < 0.999 * state.best:
+            state.best, state.since_best = worst, 0
         else:
-            self._since_best += 1
-        self._look(ritz)
+            state.since_best += 1
+        self._main_look()
 
     def _worst(self, ritz: Ritz) -> float:
-        largest = float(ritz.residuals[: self.settings.k].max())
-        scale = self._scale(ritz)
+        largest, scale = float(ritz.residuals[: self.settings.k].max()), self._sketch_scale(ritz)
         return largest / scale if scale > 0 else (0.0 if largest == 0 else math.inf)
 
-    def _look(self, ritz: Ritz) -> None:
+    def _main_look(self) -> None:
         """End the iteration when its work is done or it leads nowhere."""
-        if self.power_iterations is not None:
-            over = self._rounds >= self.power_iterations + 2
-        else:
-            met = self._worst(ritz) <= self.settings.tol
-            over = met or self._since_best >= self._patience(ritz)
-        over = over or self.width == self.settings.n
-        if not over:
+        ritz, state = self._ritz, self._sketch
+        if ritz is None:
             return
-        if self.verification_products and self.width < self.settings.n:
-            self._phase = VERIFYING
-        else:
+        whole = self.width == self.settings.n
+        if self.power_iterations is not None:
+            if not whole and state.rounds < self.power_iterations + 2:
+                return
+            if self.verification_products and not whole and state.missed is None:
+                state.step = VERIFYING
+                return
             self._stop(ritz)
+            return
+        met = self._worst(ritz) <= 0.97 * self.settings.tol
+        spent = self._num_products >= 30 * self.settings.n + 1000
+        if met or whole or spent or state.since_best >= self._patience(ritz):
+            self._take_over(ritz.vectors, ritz.images)
 
     def _patience(self, ritz: Ritz) -> int:
         # At the rounding floor residuals only jitter: there is nothing to wait for.
@@ -182,136 +219,45 @@ class RandomizedSVD(Eigensolver):
         return self._worst(ritz) <= 10 * self.floor
 
     def _stop(self, ritz: Ritz) -> None:
-        if self._worst(ritz) <= self.settings.tol:
-            certain = self._is_verified(ritz)
-            self._stop_reason = StopReason.CONVERGED if certain else StopReason.UNVERIFIED
+        """End after a fixed number of iterations: with a search only where residuals are small."""
+        if self._worst(ritz) <= 0.97 * self.settings.tol or self.width == self.settings.n:
+            if self.settings.miss_chance is None:
+                self._stop_reason = StopReason.UNVERIFIED
+            else:
+                self._take_over(ritz.vectors, ritz.images)
         elif self._at_floor(ritz):
             self._stop_reason = StopReason.FLOOR
-        elif self.power_iterations is not None:
-            self._stop_reason = StopReason.MAX_PRODUCTS
         else:
-            self._stop_reason = StopReason.STAGNATED
-
-    def _is_verified(self, ritz: Ritz) -> bool:
-        """Whether no wanted eigenvalue can lie more than tol · λmax above its Ritz value."""
-        if self.width == self.settings.n:
-            return True
-        bound = self._missed_norm()
-        if bound is None:
-            return False
-        k, limit = self.settings.k, self.settings.tol * self._scale(ritz)
-        largest = torch.linalg.svdvals(ritz.images.double())[:k] + bound
-        return bool((largest - ritz.values[:k].double() <= limit).all())
-
-    def _missed_norm(self) -> float | None:
-        """Upper bound of ‖(I − QQᵀ)F‖, or None where too few vectors stand for it."""
-        if self._missed is None or len(self._missed) < _FEWEST_PROBES:
-            return None
-        return 10 * math.sqrt(2 / math.pi) * float(self._missed.max())
+            self._stop_reason = StopReason.MAX_PRODUCTS
 
     # -- what is known ---------------------------------------------------------------------------
 
-    def _scale(self, ritz: Ritz) -> float:
+    def _sketch_scale(self, ritz: Ritz) -> float:
         return max(0.0, float(ritz.values[0]))
 
-    def _wanted(self) -> Ritz:
-        """Return the k wanted pairs, or none before the first product."""
-        k, ritz = self.settings.k, self._ritz
+    def _main_measured(self) -> tuple[Tensor, Tensor, Tensor, float]:
+        ritz, k = self._ritz, self.settings.k
         if ritz is None:
-            nothing = self._block.new_zeros(0)
-            empty = self._block.new_zeros(self.settings.n, 0)
-            return Ritz(nothing, empty, empty, nothing)
-        return Ritz(ritz.values[:k], ritz.vectors[:, :k], ritz.images[:, :k], ritz.residuals[:k])
+            empty = torch.zeros(0, dtype=torch.float64)
+            return empty, empty, torch.zeros(0, dtype=torch.int64), 0.0
+        values = ritz.values[:k].double().clamp(min=0).cpu()
+        residuals = ritz.residuals[:k].double().cpu()
+        return values, residuals, torch.arange(len(values)), self._sketch_scale(ritz)
 
-    def _progress(self) -> Progress:
-        """Return the wanted Ritz values and their true residuals."""
-        pairs = self._wanted()
-        return Progress(
-            eigenvalues=pairs.values.double().clamp(min=0).cpu(),
-            residuals=pairs.residuals.double().cpu(),
-            eigenindex=torch.arange(len(pairs.values)),
-            scale=0.0 if self._ritz is None else self._scale(self._ritz),
-            tol=self.settings.tol,
-            num_products=self._num_products,
-            phase=self._phase,
-        )
+    def _main_vectors(self) -> Tensor:
+        ritz = self._ritz
+        if ritz is None:
+            return torch.zeros(0, self.settings.n, dtype=self.dtype, device=self.device)
+        return ritz.vectors[:, : self.settings.k].T
 
-    def _result(self) -> Spectrum:
-        """Return the top k pairs of the block last multiplied."""
-        n, tol = self.settings.n, self.settings.tol
-        pairs, progress = self._wanted(), self._progress()
-        floor = self.floor * progress.scale
-        values, residuals = progress.eigenvalues, progress.residuals
-        bounds = error_bounds(values, residuals, floor, progress.eigenindex == n - 1)
-        verified = self.stop_reason is StopReason.CONVERGED
-        return Spectrum(
-            eigenvalues=values,
-            eigenvectors=pairs.vectors.T.contiguous(),
-            eigenindex=progress.eigenindex,
-            residuals=residuals,
-            error_bounds=bounds,
-            status=statuses(residuals, tol * progress.scale, verified=verified),
-            stop_reason=self.stop_reason,
-            scale=progress.scale,
-            tol=tol,
-            num_products=self._num_products,
-            num_verification_products=self._num_verification_products,
-            null_space_dimension=n - min(n, self.settings.rank_bound or n),
-            method=self.name,
-            notes=self._notes(),
-        )
-
-    def _notes(self) -> tuple[str, ...]:
-        bound = self._missed_norm()
-        notes = []
-        if self.missed is not None:
-            notes.append(
-                f"the sketch misses {self.missed:.3g} of F on a random direction, on average"
-            )
-        if bound is not None and self._missed is not None:
-            notes.append(
-                f"‖(I − QQᵀ)F‖ is at most {bound * self.unit:.3g}, but for a chance of "
-                f"1e-{len(self._missed)}"
-            )
-        if self._stop_reason is StopReason.UNVERIFIED:
-            notes.append(
-                "that no larger eigenvalue was missed is not proven: raise oversampling, or use "
-                "method='lanczos' or 'exact'"
-            )
-        return tuple(notes)
-
-    # -- state -----------------------------------------------------------------------------------
+    def _own_notes(self) -> list[str]:
+        if self.missed is None:
+            return []
+        return [f"the sketch misses {self.missed:.3g} of F on a random direction, on average"]
 
     def _reopen(self) -> None:
+        state = self._sketch
+        if self._in_main and state.step == VERIFYING and state.missed is not None:
+            state.step = ITERATING
+        state.best, state.since_best = math.inf, 0
         super()._reopen()
-        if self._stop_reason is None and self._ritz is not None:
-            if self._phase == VERIFYING:
-                self._phase, self._pending = ITERATING, None
-            self._best, self._since_best = math.inf, 0
-            self._look(self._ritz)
-            if self._phase == VERIFYING and self._missed is not None:
-                self._stop(self._ritz)
-
-    def _export_state(self) -> dict[str, Any]:
-        ritz = self._ritz
-        return {
-            "block": self._block.clone(),
-            "ritz": None
-            if ritz is None
-            else [ritz.values.clone(), ritz.vectors.clone(), ritz.images.clone()],
-            "rounds": self._rounds,
-            "phase": self._phase,
-            "missed": None if self._missed is None else self._missed.clone(),
-            "best": self._best,
-            "since_best": self._since_best,
-        }
-
-    def _import_state(self, state: Mapping[str, Any]) -> None:
-        self._block = self._own(state["block"])
-        self.width = self._block.shape[1]
-        ritz = state["ritz"]
-        self._ritz = None if ritz is None else with_products(*(self._own(part) for part in ritz))
-        self._rounds, self._phase = int(state["rounds"]), str(state["phase"])
-        missed = state["missed"]
-        self._missed = None if missed is None else self._own(missed)
-        self._best, self._since_best = float(state["best"]), int(state["since_best"])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Ritz", "rayleigh_ritz", "with_products"]
+__all__ = ["Ritz", "orthonormalised", "rayleigh_ritz", "with_products"]
 
 
 class Ritz(NamedTuple):
@@ -58,6 +58,21 @@ def with_products(values: Tensor, vectors: Tensor, images: Tensor) -> Ritz:
     """Return pairs with the residuals that ``images``, F times ``vectors``, give them."""
     residuals = _squared_norms(images - vectors * values).sqrt()
     return Ritz(values, vectors, images, residuals.to(images.dtype))
+
+
+def orthonormalised(vectors: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an orthonormal basis of span(vectors) ``(n, b)``, and F times it by the same changes.
+
+    Directions that two vectors nearly share are left out: their product would be rounding.
+    """
+    lengths, mix = torch.linalg.eigh(vectors.mT.double() @ vectors.double())
+    kept = lengths > 1e-6 * lengths[-1]
+    change = (mix[:, kept] / lengths[kept].sqrt()).to(vectors)
+    basis, images = vectors @ change, products @ change
+    # A second turn, to rounding.
+    lengths, mix = torch.linalg.eigh(basis.mT.double() @ basis.double())
+    change = (mix / lengths.sqrt()).to(vectors)
+    return basis @ change, images @ change
 
 
 def _squared_norms(columns: Tensor) -> Tensor:

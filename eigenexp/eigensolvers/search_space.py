@@ -173,32 +173,39 @@ class SearchSpace:
         residuals -= self.basis @ (coefficients * theta).to(self._v)
         return theta, residuals
 
-    def coordinates(self, vector: Tensor) -> Tensor:
-        """Return ⟨u_j, V x⟩ for each Ritz vector, ``(size,)``, of x with at most size entries."""
-        coordinates: Tensor = self._pairs()[1][: len(vector)].mT @ vector
-        return coordinates
+    def coefficients(self, places: Sequence[int]) -> Tensor:
+        """Return the Ritz vectors at ``places`` in the basis V, ``(size, len(places))``."""
+        chosen: Tensor = self._pairs()[1][:, list(places)]
+        return chosen.clone()
 
-    def combine_residuals(self, weights: Tensor) -> Tensor:
-        """Return Σ_j r_j weights_j, ``(n, b)``, of the residuals r_j of all Ritz pairs.
+    def outside(self, coefficients: Tensor) -> Tensor:
+        """Return (I − V Vᵀ) F V c, ``(n, b)``, for c ``(size, b)``: W c less its part in V."""
+        image = self.products @ coefficients.to(self._w)
+        image -= self.basis @ (self.projected @ coefficients).to(self._v)
+        return image
 
-        Parameters
-        ----------
-        weights
-            ``(size, b)``.
-        """
-        values, vectors = self._pairs()
-        combined = self.products @ (vectors @ weights).to(self._w)
-        combined -= self.basis @ (vectors @ (weights * values[:, None])).to(self._v)
-        return combined
+    def outside_gram(self, coefficients: Tensor) -> Tensor:
+        """Return the inner products of :meth:`outside`, ``(b, b)`` float64, for c ``(size, b)``."""
+        b, like = coefficients.shape[1], self._v.new_empty(0, dtype=torch.float64)
+        gram = like.new_zeros(b, b)
+        direct, inside = coefficients.to(like), (self.projected @ coefficients).to(like)
+        # In float64, or what little is outside would drown in the rounding of the difference.
+        step = max(1, CHUNK // max(self.size, 1))
+        for start in range(0, self.n, step):
+            stretch = slice(start, start + step)
+            image = self._w[: self.size, stretch].mT.double() @ direct
+            image -= self._v[: self.size, stretch].mT.double() @ inside
+            gram += image.mT @ image
+        return gram.cpu()
 
-    def restart(self, places: Sequence[int], extra: Tensor | None = None) -> Tensor:
-        """Shrink to the Ritz vectors at ``places`` and the span of V ``extra``, ``(size, e)``.
+    def restart(self, *parts: Tensor) -> Tensor:
+        """Shrink to the span of V ``parts``, each ``(size, e)``; the first is kept to rounding.
 
         Returns the rotation C, ``(size, kept)``: the new V is V C.
         """
-        coefficients = self._pairs()[1][:, list(places)]
-        if extra is not None and extra.shape[1]:
-            rest = extra
+        coefficients = torch.linalg.qr(parts[0]).Q
+        for extra in parts[1:]:
+            rest = extra / extra.norm(dim=0).clamp(min=1e-300)
             for _ in range(2):
                 rest = rest - coefficients @ (coefficients.mT @ rest)
             u, s, _ = torch.linalg.svd(rest, full_matrices=False)
@@ -209,8 +216,8 @@ class SearchSpace:
         step = max(1, CHUNK // j)
         for stored in (self._v, self._w):
             for start in range(0, self.n, step):
-                part = slice(start, start + step)
-                stored[:kept, part] = rotation @ stored[:j, part]
+                stretch = slice(start, start + step)
+                stored[:kept, stretch] = rotation @ stored[:j, stretch]
         projected = coefficients.mT @ self.projected @ coefficients
         self.projected = (projected + projected.mT) / 2
         self.size = kept
@@ -218,9 +225,24 @@ class SearchSpace:
         rotated: Tensor = coefficients
         return rotated
 
+    def fill(self, vectors: Tensor, products: Tensor) -> None:
+        """Take orthonormal ``vectors`` ``(n, b)`` and their products in place of what there is."""
+        size = vectors.shape[1]
+        if size > self.capacity:
+            self._enlarge(size)
+        self._v[:size], self._w[:size] = vectors.mT, products.mT
+        projected = (vectors.mT.double() @ products.double()).cpu()
+        self.projected = (projected + projected.mT) / 2
+        self.size = size
+        self._ritz = None
+
+    def _enlarge(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._v, self._w = (self._v.new_empty(capacity, self.n) for _ in range(2))
+
     # -- state ---------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def export(self) -> dict[str, Any]:
         """Return copies of what there is, for a checkpoint."""
         return {
             "basis": self._v[: self.size].clone(),
@@ -228,13 +250,12 @@ class SearchSpace:
             "projected": self.projected.clone(),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state` returned, in this space's dtype and on its device."""
-        basis, products = (state[name].to(self._v) for name in ("basis", "products"))
+    def restore(self, saved: Mapping[str, Any], like: Tensor) -> None:
+        """Take up what :meth:`export` returned, in this space's dtype and on its device."""
+        basis, products = (saved[name].to(like) for name in ("basis", "products"))
         self.size = len(basis)
         if self.size > self.capacity:
-            self.capacity = self.size
-            self._v, self._w = (self._v.new_empty(self.size, self.n) for _ in range(2))
+            self._enlarge(self.size)
         self._v[: self.size], self._w[: self.size] = basis, products
-        self.projected = state["projected"].double().cpu().clone()
+        self.projected = saved["projected"].double().cpu().clone()
         self._ritz = None

@@ -12,13 +12,13 @@ Source: E. Oja, "A simplified neuron model as a principal component analyzer", J
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers import Power
+from eigenexp.eigensolvers.power import Power, PowerState
 from eigenexp.errors import InputError
 
 __all__ = ["StochasticPower"]
@@ -26,6 +26,16 @@ __all__ = ["StochasticPower"]
 # Full checks without a residual smaller by this factor, after which only full products follow.
 GAIN = 0.7
 PATIENCE = 2
+
+
+@dataclass
+class StochasticState(PowerState):
+    """Beside the iteration: samples used, steps since a full product, and what those brought."""
+
+    samples: int = 0
+    since_check: int = 0
+    checked_best: float = float("inf")
+    without_gain: int = 0
 
 
 class StochasticPower(Power):
@@ -73,64 +83,53 @@ class StochasticPower(Power):
         super().__init__(n, **settings)
         self.num_pictures, self.sample_size, self.step = num_pictures, sample, step
         self.steps_of_a_pass = max(1, num_pictures // sample)
-        self._samples = 0
-        self._since_check = self.steps_of_a_pass  # the first product is a full one: it gives λmax
-        self._checked_best = float("inf")
-        self._without_gain = 0
+        before = self._power
+        # The first product is a full one: it gives λmax.
+        self._power = self._stochastic = StochasticState(
+            following=before.following, pairs={}, images={}, since_check=self.steps_of_a_pass
+        )
 
     @property
     def wants_all(self) -> bool:
         """Whether the block asked for is to be multiplied at all pictures."""
+        state = self._stochastic
         return (
-            self._verify_left > 0
-            or self._without_gain >= PATIENCE
-            or self._since_check >= self.steps_of_a_pass
+            not self._in_main
+            or state.without_gain >= PATIENCE
+            or state.since_check >= self.steps_of_a_pass
         )
 
     @property
     def num_samples(self) -> int:
         """Samples used so far."""
-        return self._samples
+        return self._stochastic.samples
 
     def sample(self) -> list[int]:
         """Return the pictures of the present sample: each once a pass, in an order of its own."""
-        turn, place = divmod(self._samples, self.steps_of_a_pass)
+        turn, place = divmod(self._stochastic.samples, self.steps_of_a_pass)
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + turn)
         order = torch.randperm(self.num_pictures, generator=generator).tolist()
         return [int(i) for i in order[place * self.sample_size : (place + 1) * self.sample_size]]
 
-    def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
+    def _main_tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
+        state = self._stochastic
         if self.wants_all:
-            super()._tell(block, products, responses)
-            self._since_check = 0
+            super()._main_tell(block, products, responses)
+            if not self._in_main:
+                return
+            state.since_check = 0
             worst = self._progress().worst
-            gained = worst < GAIN * self._checked_best
-            self._without_gain = 0 if gained else self._without_gain + 1
-            self._checked_best = min(worst, self._checked_best)
+            gained = worst < GAIN * state.checked_best
+            state.without_gain = 0 if gained else state.without_gain + 1
+            state.checked_best = min(worst, state.checked_best)
             return
-        step = self.step / (1 + self._samples / self.steps_of_a_pass)
-        ahead = block + (step / max(self._scale(), torch.finfo(torch.float32).tiny)) * products
-        self._vectors["top"] = torch.linalg.qr(ahead).Q
+        step = self.step / (1 + state.samples / self.steps_of_a_pass)
+        scale = max(self._main_scale(), torch.finfo(torch.float32).tiny)
+        state.following["top"] = torch.linalg.qr(block + (step / scale) * products).Q
         self._num_products += block.shape[1]
-        self._samples += 1
-        self._since_check += 1
+        state.samples += 1
+        state.since_check += 1
 
     def _reopen(self) -> None:
+        self._stochastic.checked_best, self._stochastic.without_gain = float("inf"), 0
         super()._reopen()
-        self._checked_best, self._without_gain = float("inf"), 0
-
-    def _export_state(self) -> dict[str, Any]:
-        return {
-            **super()._export_state(),
-            "samples": self._samples,
-            "since_check": self._since_check,
-            "checked_best": self._checked_best,
-            "without_gain": self._without_gain,
-        }
-
-    def _import_state(self, state: Mapping[str, Any]) -> None:
-        super()._import_state(state)
-        self._samples = int(state["samples"])
-        self._since_check = int(state["since_check"])
-        self._checked_best = float(state["checked_best"])
-        self._without_gain = int(state["without_gain"])

@@ -250,39 +250,41 @@ FAST = torch.logspace(0, -12, 60, dtype=torch.float64)
 SLOW = torch.linspace(2, 1, 60, dtype=torch.float64)
 
 
-def test_what_falls_off_fast_is_proven_and_what_does_not_is_not() -> None:
+def test_small_residuals_are_followed_by_the_proof() -> None:
     fast = solve(diagonal(FAST), "randomized_svd", k=3, tol=1e-2, oversampling=20)
     assert fast.stop_reason is StopReason.CONVERGED
     torch.testing.assert_close(fast.eigenvalues, FAST[:3], atol=2e-2, rtol=0)
     slow = solve(diagonal(SLOW), "randomized_svd", k=3, tol=1e-6)
-    assert slow.stop_reason is StopReason.UNVERIFIED
-    assert set(slow.status) == {PairStatus.UNVERIFIED}
-    assert any("not proven" in note for note in slow.notes)
+    assert slow.stop_reason is StopReason.CONVERGED
     torch.testing.assert_close(slow.eigenvalues, SLOW[:3], atol=4e-6, rtol=0)
     assert float(slow.relative_residuals.max()) <= 1e-6
 
 
-def test_a_missed_pair_is_not_called_converged() -> None:
-    operator = diagonal(FAST)
+def test_a_pair_that_no_product_leads_to_is_found_by_the_witness() -> None:
     solver = RandomizedSVD(60, k=3, oversampling=20, tol=1e-2)
-    blind = solver._block.clone()
+    state = solver.state_dict()
+    blind = state["state"]["main"]["block"]
     blind[0] = 0  # exactly: no product ever leads to the largest eigenvalue
-    solver._block = torch.linalg.qr(blind).Q
-    solver._block[0] = 0
-    drive(solver, operator)
+    blind.copy_(torch.linalg.qr(blind).Q)
+    blind[0] = 0
+    solver.load_state_dict(state)
+    operator = diagonal(FAST)
+    seen = []
+    while not solver.done:
+        solver.tell(*multiply(operator, solver.request, solver.ask()))
+        seen.append(float(solver.progress().eigenvalues[0]))
     found = solver.result()
-    assert float(found.eigenvalues[0]) < 0.7
-    assert float(found.relative_residuals.max()) <= 1e-2
-    assert found.stop_reason is StopReason.UNVERIFIED
-    assert not found.converged.any()
+    assert seen[0] < 0.7
+    assert found.stop_reason is StopReason.CONVERGED
+    torch.testing.assert_close(found.eigenvalues, FAST[:3], atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize("q", [0, 1, 40])
 def test_any_number_of_power_iterations_is_stable_and_counted(q: int) -> None:
     operator = diagonal(1e200 * FAST)  # powers of F overflow at once
     found = solve(operator, "randomized_svd", k=20, oversampling=5, power_iterations=q)
-    assert found.num_products == 25 * (q + 2) + 10 == operator.num_products
-    assert found.num_verification_products == 10
+    assert found.num_products == operator.num_products >= 25 * (q + 2) + 10
+    assert found.num_verification_products >= 10
     assert bool(torch.isfinite(found.eigenvectors).all())
     gram = found.eigenvectors @ found.eigenvectors.T
     torch.testing.assert_close(gram, torch.eye(20).double(), atol=1e-12, rtol=0)
@@ -304,12 +306,11 @@ def test_a_block_as_wide_as_the_space_is_proof() -> None:
     assert operator.num_products == found.num_products == 8
 
 
-def test_without_verification_nothing_is_converged() -> None:
-    settings = {"k": 3, "tol": 1e-2, "oversampling": 20}
-    for probes in (0, 5):  # five are too few to stand for a bound
-        found = solve(diagonal(FAST), "randomized_svd", verification_products=probes, **settings)
-        assert found.stop_reason is StopReason.UNVERIFIED
-        assert found.num_verification_products == probes
+def test_without_a_search_nothing_is_converged() -> None:
+    found = solve(diagonal(FAST), "randomized_svd", k=3, tol=1e-2, miss_chance=None)
+    assert found.stop_reason is StopReason.UNVERIFIED
+    assert set(found.status) == {PairStatus.UNVERIFIED}
+    assert found.miss_chance is None
 
 
 def test_randomized_svd_in_float32_ends_at_the_floor() -> None:

@@ -1,0 +1,1 @@
+"""Certificates: true residuals, the search for missed pairs, bounds, and the result."""
