@@ -183,7 +183,7 @@ class Eigensolver(abc.ABC):
         relative_tol: float | None = None,
         strict_verification: bool | None = None,
     ) -> None:
-        if strict_verification is not None:
+        if strict_verification:
             warnings.warn(
                 "strict_verification is miss_chance now, the chance a missed pair may have: every "
                 f"search is followed until it is reached (here {miss_chance})",

@@ -164,7 +164,7 @@ class Power(CertifiedSolver):
         lowest = float(state.values["top"][self._num_top - 1])
         if lowest - value > self.settings.tol * self._main_scale():
             return block
-        top = state.pairs["top"][:, : self._num_top]
+        top: Tensor = state.pairs["top"][:, : self._num_top]
         return block - top @ (top.mT @ block)
 
     def _main_scale(self) -> float:
@@ -173,7 +173,7 @@ class Power(CertifiedSolver):
 
     def _main_measured(self) -> tuple[Tensor, Tensor, Tensor, float]:
         state, n = self._power, self.settings.n
-        values, residuals, index = [], [], []
+        values, residuals, index = [], [], list[int]()
         if self._num_top and "top" in state.values:
             values.append(state.values["top"][: self._num_top])
             residuals.append(state.residuals["top"][: self._num_top])

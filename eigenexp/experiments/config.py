@@ -55,7 +55,7 @@ class ImageConfig:
 
 @dataclass
 class SolverConfig:
-    """What every method takes."""
+    """What every method takes; ``strict_verification`` is ``miss_chance`` now."""
 
     method: str = "auto"
     k: int = 1
@@ -63,6 +63,9 @@ class SolverConfig:
     tol: float = 1e-4
     seed: int = 0
     max_products: int | None = None
+    miss_chance: float | None = 1e-3
+    relative_tol: float | None = None
+    strict_verification: bool | None = None
 
 
 @dataclass
@@ -78,7 +81,6 @@ class LanczosConfig(SolverConfig):
 
     method: str = "lanczos"
     basis_size: int | None = None
-    strict_verification: bool = False
 
 
 @dataclass
@@ -89,7 +91,6 @@ class DavidsonConfig(SolverConfig):
     basis_size: int | None = None
     block_size: int = 1
     preconditioner: str = "surrogate"
-    strict_verification: bool = False
 
 
 @dataclass

@@ -174,7 +174,8 @@ class EigendistortionModule(L.LightningModule):
     which
         ``"top"``, ``"bottom"`` or ``"both"``.
     tol
-        A pair converges when ‖Fv − λv‖ ≤ tol · λmax and it is verified to be extremal.
+        A pair converges when ‖Fv − λv‖ ≤ tol · λmax and no pair beyond it was missed, but for
+        the chance ``miss_chance``.
     seed
         Seeds the solver's own generator; the global random state is not touched.
     max_products
@@ -188,7 +189,8 @@ class EigendistortionModule(L.LightningModule):
         More of :class:`~eigenexp.FisherOperator`: ``chunk_size``, ``recompute``, ``compile``,
         ``model_dtype`` (the model is then put in that precision, the solver stays in its own).
     solver_options
-        Passed to the method, for instance ``basis_size=40`` for ``"lanczos"``.
+        Passed to the method: ``miss_chance`` (1e-3, or None for no search for missed pairs),
+        ``relative_tol`` (of the bottom's eigenvalues), or for instance ``basis_size=40``.
 
     Raises
     ------

@@ -250,7 +250,7 @@ class CertifiedSolver(Eigensolver):
         limits = torch.full((len(self.settings.wanted),), tol * scale, dtype=torch.float64)
         rel, space = self.settings.relative_tol, self._space
         if rel is not None and self._num_bottom and space.size > len(limits):
-            last, beyond = self._bottom_gap()
+            beyond = self._beyond_bottom()
             for i in range(self._num_top, len(limits)):
                 value = max(float(space.values[self._places()[i]]), 0.0)
                 if value <= self._unresolved():
@@ -265,12 +265,10 @@ class CertifiedSolver(Eigensolver):
         """Return the eigenvalue that the arithmetic cannot tell from 0."""
         return max(UNRESOLVED, 2 * self.floor if self.floor > 1e-10 else 0.0) * self._space.scale
 
-    def _bottom_gap(self) -> tuple[float, float]:
-        """Return the last wanted Ritz value of the bottom, and the next one inwards."""
-        values, size = self._space.values, self._space.size
-        last = max(float(values[size - self._num_bottom]), 0.0)
-        place = size - self._num_bottom - 1
-        return last, float(values[place]) if place >= self._num_top else last
+    def _beyond_bottom(self) -> float:
+        """Return the Ritz value next to the wanted ones of the bottom, inwards."""
+        place = self._space.size - self._num_bottom - 1
+        return float(self._space.values[max(place, self._num_top - 1, 0)])
 
     def _least_edge(self, end: str) -> float:
         """Return the farthest edge that proves enough: s beyond the last wanted pair."""
@@ -616,7 +614,7 @@ class CertifiedSolver(Eigensolver):
             self._back_to_search()
 
     def _verdict(self) -> StopReason | None:
-        values, residuals, _, scale = self._measured()
+        _, residuals, _, scale = self._measured()
         reason: StopReason | None = self._certificate.truth.verdict(
             residuals, scale, self.settings.tol, self.floor, exhausted=self._is_whole
         )

@@ -7,9 +7,9 @@ depends on F and U₀ alone, so ⟨g, e⟩ is a coordinate of a random direction
     P(|⟨g, e⟩| ≤ c) ≤ √(2n/π) · c.
 
 For any x in the range of P₀, ⟨g, e⟩ = ⟨P₀g − (λ − F′) x, e⟩, hence |⟨g, e⟩| ≤ ‖y(λ)‖ with
-y(λ) = P₀g − (λ − F′) x, the least over a search space S that holds P₀g. Where ‖y(λ)‖ ≤ c for *all* λ
-beyond an edge, F′ has no eigenvalue there, but for that chance. ``docs/certificate.md`` proves what
-follows for F, over restarts and several attempts.
+y(λ) = P₀g − (λ − F′) x, the least over a search space S that holds P₀g. Where ‖y(λ)‖ ≤ c for *all*
+λ beyond an edge, F′ has no eigenvalue there, but for that chance. ``docs/certificate.md`` proves
+what follows for F, over restarts and several attempts.
 
 With Ritz pairs F′X = XΘ + R of S, P₀g = X a and x = X z,
 
@@ -33,7 +33,7 @@ COARSE = 12
 FAR = 1e7
 """Largest suspect, over λmax; beyond it ‖F′P₀g‖/λ bounds the trace."""
 NEAR = 0.95
-"""Share of the limit that a suspect's own trace may have, so that the intervals between can pass."""
+"""Share of the limit a suspect's own trace may have, so that the intervals between can pass."""
 MOST = 1500
 """Suspects looked at, at the most, to bound the supremum between them."""
 BATCH = 2**22
@@ -104,7 +104,7 @@ class Evidence:
 
 
 def suspects_beyond(end: str, values: Tensor, edge: float, scale: float, count: int) -> Tensor:
-    """Return λ from ``edge`` to beyond λmax, or down to 0, geometric in the distance to Ritz values.
+    """Return λ from ``edge`` to beyond λmax, or down to 0, geometric in their distance to F′.
 
     Parameters
     ----------
