@@ -156,7 +156,7 @@ class Davidson(CertifiedSolver):
             return space.fresh(state.waiting[:, :width], self._randn)
         if state.probes_left > 0:
             return space.fresh(self._randn(n, min(width, state.probes_left)), self._randn)
-        end, places = self._targets()
+        _, places = self._targets()
         return space.fresh(space.residuals(places[:width])[1], self._randn)
 
     def _directions(self, end: str, residuals: Tensor, values: Tensor) -> Tensor:
