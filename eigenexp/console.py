@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
-from eigenexp.errors import EigenexpError
+from eigenexp.errors import EigenexpError, one_line
 
 __all__ = [
     "aligned",
@@ -122,7 +122,7 @@ def tell_error(error: EigenexpError) -> None:
 
 
 def _tell(message: object) -> None:
-    print(f"eigenexp: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+    print(f"eigenexp: {printable(one_line(message))}", file=sys.stderr)
 
 
 def _speaks_for_all() -> bool:

@@ -13,10 +13,15 @@ __all__ = [
     "ImageError",
     "InputError",
     "InputTypeError",
+    "ModelDeviceError",
     "ModelError",
+    "ModelPrecisionError",
     "ProductError",
     "RunNotFoundError",
     "TrackingError",
+    "first_line",
+    "one_line",
+    "summary",
 ]
 
 
@@ -48,6 +53,14 @@ class ModelError(InputError):
     """A model that has no usable Fisher information."""
 
 
+class ModelPrecisionError(ModelError, TypeError):
+    """A model whose response is of another dtype than the picture."""
+
+
+class ModelDeviceError(ModelError, RuntimeError):
+    """A model whose response is on another device than the picture."""
+
+
 class ProductError(InputError):
     """A product handed to a solver that cannot be F times the block it asked for."""
 
@@ -66,3 +79,21 @@ class CheckpointError(InputError):
 
 class TrackingError(EigenexpError, RuntimeError):
     """A tracking store that cannot be used."""
+
+
+def one_line(text: object, most: int | None = None) -> str:
+    """Return what an error (or anything) says as one line, at most so many characters of it."""
+    return " ".join(str(text).split())[:most]
+
+
+def first_line(text: object, most: int = 200) -> str:
+    """Return the first line of what an error (or anything) says; its type where it says nothing."""
+    lines = str(text).strip().splitlines()
+    return (lines[0] if lines else type(text).__name__)[:most]
+
+
+def summary(error: BaseException, *, whole: bool = False) -> str:
+    """Return an exception's type and the first line of its message, or all of it in one line."""
+    if not str(error).strip():
+        return type(error).__name__
+    return f"{type(error).__name__}: {one_line(error) if whole else first_line(error)}"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eigenexp.checkpoints.provenance import SCHEMA_VERSION
-from eigenexp.errors import CheckpointError
-from eigenexp.storage.plain import plain
+from eigenexp.errors import CheckpointError, one_line
+from eigenexp.storage.plain import leaves, plain
 
 __all__ = [
     "Difference",
@@ -226,22 +226,14 @@ def _group(
     name: str, saved: Mapping[str, Any], current: Mapping[str, Any], advice: str
 ) -> Iterable[Difference]:
     """Compare a nested mapping leaf by leaf."""
-    a = dict(_leaves(name, plain(saved.get(name)) or {}))
-    b = dict(_leaves(name, plain(current.get(name)) or {}))
+    a = dict(leaves(plain(saved.get(name)) or {}, name))
+    b = dict(leaves(plain(current.get(name)) or {}, name))
     if name != "git" and not (a and b):
         return
     for leaf in sorted(a.keys() | b.keys()):
         left, right = a.get(leaf, _MISSING), b.get(leaf, _MISSING)
         if left != right and not (_is_nan(left) and _is_nan(right)):
             yield Difference(leaf, left, right, Severity.HARMLESS, advice)
-
-
-def _leaves(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, entry in value.items():
-            yield from _leaves(f"{prefix}.{key}", entry)
-    elif value != {}:
-        yield prefix, value
 
 
 def check_metadata(
@@ -281,5 +273,5 @@ def _is_nan(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = one_line(value)
     return text if len(text) <= 64 else f"{text[:40]}…({len(text)} characters)"

@@ -29,7 +29,7 @@ import torch
 from eigenexp.checkpoints.compatibility import (
     migrate_metadata,
 )
-from eigenexp.errors import CheckpointError
+from eigenexp.errors import CheckpointError, one_line
 from eigenexp.storage.archives import archive_fault
 from eigenexp.storage.atomic import remove_orphans, replacing, write_json_atomic
 
@@ -209,7 +209,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         except Exception as error:
             raise CheckpointError(
                 f"{path}: expected a checkpoint, got an archive torch cannot read "
-                f"({type(error).__name__}: {_one_line(error)}); use an earlier one"
+                f"({type(error).__name__}: {one_line(error, 200)}); use an earlier one"
             ) from error
     if not isinstance(loaded, dict):
         raise CheckpointError(
@@ -364,12 +364,8 @@ def _verify_unsealed(file: IO[bytes], path: Path) -> Seal:
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: expected a whole checkpoint, got a file cut short or altered "
-            f"({_one_line(error)})"
+            f"({one_line(error, 200)})"
         ) from error
     if bad is not None:
         raise CheckpointError(f"{path}: expected a whole checkpoint, got altered bytes in {bad}")
     return Seal(step=None, sha256=None)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

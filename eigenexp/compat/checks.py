@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.compat.files import PLENOPTIC_NAMES, Content, object_name
-from eigenexp.errors import CheckpointError
+from eigenexp.errors import CheckpointError, summary
 from eigenexp.operators.responses import response_values
 
 __all__ = ["LoadWarning", "Owner", "check"]
@@ -68,8 +68,7 @@ def check(owner: Owner, content: Content, strict: bool, atol: float, rtol: float
             output = owner.model(content.state.image)
     except Exception as error:
         raise CheckpointError(
-            "load: expected a model that responds to the saved picture, got "
-            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{hint}"
+            f"load: expected a model that responds to the saved picture, got {summary(error)}{hint}"
         ) from error
     if not isinstance(output, Tensor):
         output = response_values(output)

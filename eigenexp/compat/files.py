@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eigenexp.compat.orthogonal_iteration import OrthogonalIteration
 from eigenexp.compat.state import RESULTS, SPECTRUM_TENSORS, Search, State
-from eigenexp.errors import CheckpointError, InputError, InputTypeError
+from eigenexp.errors import CheckpointError, InputError, InputTypeError, first_line, summary
 from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 from eigenexp.storage.archives import archive_fault
@@ -178,14 +178,14 @@ def read(path: Any, map_location: Any, options: Mapping[str, Any]) -> Content:
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise _foreign(path, f"{type(error).__name__}: {error}") from error
+        raise _foreign(path, summary(error)) from error
 
 
 def _foreign(path: Any, why: str) -> CheckpointError:
-    first = (why.strip().splitlines() or [""])[0]
     return CheckpointError(
         f"{path}: expected a file saved by Eigendistortion (eigenexp, or plenoptic 1.2 and later), "
-        f"got {first}; use the file as it was saved, and map_location='cpu' for one from a GPU"
+        f"got {first_line(why)}; use the file as it was saved, and map_location='cpu' for one from "
+        "a GPU"
     )
 
 
@@ -208,7 +208,7 @@ def _raw(path: Any, map_location: Any, options: Mapping[str, Any]) -> dict[str, 
             warnings.simplefilter("error")
             raw = torch.load(path, map_location=map_location, **{**options, "weights_only": True})
     except Exception as error:  # a hostile pickle can raise anything at all
-        raise _foreign(path, f"{type(error).__name__}: {error}") from error
+        raise _foreign(path, summary(error)) from error
     if type(raw) is not dict or not isinstance(raw.get(METADATA), dict):
         raise _foreign(path, f"a {type(raw).__name__} without {METADATA!r}")
     return raw

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenexp.errors import ImageError, InputError, InputTypeError, ModelError
-from eigenexp.operators.probing import undisturbed
-from eigenexp.operators.responses import response_parts
+from eigenexp.errors import InputError, InputTypeError, ModelError, first_line, summary
+from eigenexp.operators.probing import check_image, no_gradient, undisturbed
+from eigenexp.operators.responses import flatten_response, response_parts
 
 __all__ = ["remove_grad", "set_seed", "validate_image", "validate_model"]
 
@@ -61,29 +61,14 @@ def validate_image(image: Tensor, no_batch: bool = True) -> None:
     UserWarning
         When it is not 4-D; when values lie outside [0, 1].
     """
-    if not isinstance(image, Tensor):
-        raise InputTypeError(f"image: expected a torch tensor, got {type(image).__name__}")
+    check_image(image, alone=no_batch)
     image = image.detach()
-    if image.dtype not in SOLVABLE:
-        raise InputTypeError(
-            f"image: expected torch.float32 or torch.float64, got {image.dtype}; convert picture "
-            "and model with .to(torch.float32)"
-        )
     if image.ndim != 4:
         warnings.warn(
             f"image: expected 4 dimensions (1, C, H, W), got {image.ndim}; solving goes on with "
             f"shape {tuple(image.shape)}",
             stacklevel=_OUTSIDE,
         )
-    if no_batch and image.ndim > 1 and image.shape[0] != 1:
-        raise ImageError(
-            f"image: expected one picture (first dimension 1), got {image.shape[0]}; solve for "
-            "one at a time: image[:1]"
-        )
-    if image.ndim == 0 or image.numel() == 0:
-        raise ImageError(f"image: expected picture values, got shape {tuple(image.shape)}")
-    if not bool(torch.isfinite(image).all()):
-        raise ImageError("image: expected finite values, got NaN or inf; mend the picture")
     low, high = float(image.min()), float(image.max())
     if low < 0 or high > 1:
         warnings.warn(
@@ -152,33 +137,18 @@ def check_model(model: Callable[[Tensor], Any], image: Tensor) -> int:
             # NumPy cannot take a tensor that requires a gradient: torch says so only here.
             raise ModelError(
                 "model: expected torch operations from picture to response, got "
-                f"{type(error).__name__}: {_first_line(error)}; replace NumPy, .item() and the like"
+                f"{summary(error)}; replace NumPy, .item() and the like"
             ) from error
-        parts = response_parts(output)
-        if not any(part.requires_grad for part in parts):
-            raise ModelError(
-                "model: expected a response that can be differentiated with respect to the "
-                "picture, got a detached one; look for detach, no_grad, integers or rounding"
-            )
-        real = {torch.complex64: torch.float32, torch.complex128: torch.float64}
-        for part in parts:
-            if real.get(part.dtype, part.dtype) != image.dtype:
-                raise InputTypeError(
-                    f"model: expected the picture's precision {image.dtype} in the response, got "
-                    f"{part.dtype}; keep one precision through the model"
-                )
-            if part.device != image.device:
-                raise RuntimeError(
-                    f"model: expected the picture's device {image.device} for the response, got "
-                    f"{part.device}; keep model and picture on one device"
-                )
+        response = flatten_response(output, image)
+        if not response.requires_grad:
+            raise no_gradient("a detached one")
     if getattr(model, "training", False):
         warnings.warn(
             "model: expected evaluation mode, got training mode (dropout, batch statistics); "
             "call model.eval()",
             stacklevel=_OUTSIDE,
         )
-    return sum(part.numel() * (2 if part.is_complex() else 1) for part in parts)
+    return response.numel()
 
 
 _OUTSIDE = 3  # the caller of the public function
@@ -190,12 +160,8 @@ def _call(model: Callable[[Tensor], Any], image: Tensor) -> Any:
     except AttributeError as error:
         raise ModelError(
             "model: expected torch operations from picture to response, got AttributeError: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def check_count(name: str, value: int, low: int, high: int | None = None) -> None:

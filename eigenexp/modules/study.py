@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from eigenexp.checkpoints.agreement import check_same
 from eigenexp.distributed.ranks import RankLostError, agree, in_all_processes, leave_at_exit
 from eigenexp.eigensolvers import check_settings
-from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError
+from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError, one_line
 from eigenexp.modules.eigendistortion import (
     ProbeSteps,
     check_trainer,
@@ -205,7 +205,7 @@ class StudyModule(L.LightningModule):
                     force=self.force_resume,
                 )
             except EigenexpError as error:
-                problem = " ".join(str(error).split())
+                problem = one_line(error)
                 if trainer.world_size == 1:
                     raise
         self._session, problem = trainer.strategy.broadcast((session, problem))

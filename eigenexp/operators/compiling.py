@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from eigenexp.errors import summary
+
 if TYPE_CHECKING:
     from eigenexp.operators.routes import Route
 
@@ -29,7 +31,6 @@ def compile_route(route: Route, vector: Tensor, cotangent: Tensor, slack: float)
     slack
         Relative difference allowed to the products that are not compiled.
     """
-    reason = ""
     try:
         if not route.taped:
             raise _NotCompiledError(f"route {route.name!r} has no tape")
@@ -52,10 +53,7 @@ def compile_route(route: Route, vector: Tensor, cotangent: Tensor, slack: float)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers fail in every way there is
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        if isinstance(error, _NotCompiledError):
-            reason = str(error)
+        reason = str(error) if isinstance(error, _NotCompiledError) else summary(error)
     warnings.warn(f"compile: not used, going on without it ({reason})", stacklevel=4)
     return route
 

@@ -14,32 +14,40 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from eigenexp.errors import EigenexpError, ImageError, InputTypeError, ModelError
+from eigenexp.errors import EigenexpError, ImageError, InputTypeError, ModelError, summary
 from eigenexp.operators.responses import flatten_response
 
 __all__ = [
     "Linearization",
     "Model",
+    "check_image",
     "copy_image",
     "gradient",
     "linearize",
+    "no_gradient",
     "respond",
-    "summary",
     "undisturbed",
 ]
 
 Model = Callable[[Tensor], Any]
 
 
-def copy_image(image: Any) -> Tensor:
-    """Check the picture and return a contiguous copy that shares nothing with the caller's.
+def check_image(image: Any, *, alone: bool = True) -> None:
+    """Refuse what cannot be a picture to solve for.
+
+    Parameters
+    ----------
+    image
+        The picture.
+    alone
+        Whether it must be one picture.
 
     Raises
     ------
     InputTypeError
         When it is no float32 or float64 tensor.
     ImageError
-        When it has more than one dimension and its first is not 1, or holds NaN or inf.
+        When it has more than one dimension and its first is not 1, holds no value, NaN or inf.
     """
     if not isinstance(image, Tensor):
         raise InputTypeError(
@@ -55,16 +63,26 @@ def copy_image(image: Any) -> Tensor:
         raise ImageError(
             f"image: expected a picture of shape (1, C, H, W), got {tuple(image.shape)}"
         )
-    if image.ndim > 1 and image.shape[0] != 1:
+    if alone and image.ndim > 1 and image.shape[0] != 1:
         raise ImageError(
             f"image: expected one picture of shape (1, C, H, W), got {tuple(image.shape)}; "
             "pass one picture at a time: image[:1]"
         )
-    with torch.inference_mode(False), torch.no_grad():
-        copy = torch.empty(image.shape, dtype=image.dtype, device=image.device).copy_(image)
-    if not bool(torch.isfinite(copy).all()):
+    if not bool(torch.isfinite(image.detach()).all()):
         raise ImageError("image: expected finite picture values, got NaN or inf; mend the picture")
-    return copy
+
+
+def copy_image(image: Any) -> Tensor:
+    """Check the picture and return a contiguous copy that shares nothing with the caller's.
+
+    Raises
+    ------
+    InputTypeError, ImageError
+        See :func:`check_image`.
+    """
+    check_image(image)
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.empty(image.shape, dtype=image.dtype, device=image.device).copy_(image)
 
 
 @contextlib.contextmanager
@@ -167,7 +185,7 @@ class Linearization:
         """Return Jᵀ·u in the picture's shape for u ``(m,)``."""
         product = gradient(self.output, self.image, cotangent, create_graph=create_graph)
         if product is None:
-            raise _no_gradient("one that depends on parameters alone")
+            raise no_gradient("one that depends on parameters alone")
         return product
 
 
@@ -214,7 +232,7 @@ def linearize(model: Model, image: Tensor, *, check: bool) -> Linearization:
     """
     lin = Linearization(model, image)
     if not lin.output.requires_grad:
-        raise _no_gradient("one without gradient")
+        raise no_gradient("one without gradient")
     if not bool(torch.isfinite(lin.response).all()):
         bad = int((~torch.isfinite(lin.response)).sum())
         raise ModelError(
@@ -242,14 +260,9 @@ def _check_repeats(first: Tensor, second: Tensor) -> None:
     )
 
 
-def _no_gradient(found: str) -> ModelError:
+def no_gradient(found: str) -> ModelError:
+    """Return the error of a model whose response has no derivative."""
     return ModelError(
         f"model: expected a response differentiable in the picture, got {found}; look for "
         "no_grad, inference_mode, detach, .data, numpy or integers between picture and response"
     )
-
-
-def summary(error: BaseException) -> str:
-    """Return an exception as its type and the first line of its message."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__

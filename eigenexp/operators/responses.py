@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenexp.errors import ModelError
+from eigenexp.errors import ModelDeviceError, ModelError, ModelPrecisionError
 
 __all__ = ["flatten_response", "flatten_rows", "response_parts", "response_values"]
 
@@ -63,7 +63,8 @@ def flatten_response(output: Any, image: Tensor) -> Tensor:
     ------
     ModelError
         When the output holds something else than floating-point tensors of the picture's
-        precision on the picture's device, or nothing at all.
+        precision (then a ``TypeError`` too) on the picture's device (then a ``RuntimeError`` too),
+        or nothing at all.
     """
     parts = [_real(part, where, image) for where, part in _leaves(output, "")]
     if not parts:
@@ -145,12 +146,12 @@ def _real(part: Tensor, where: str, image: Tensor) -> Tensor:
             "derivative; return the values before rounding or comparing"
         )
     if part.dtype != image.dtype:
-        raise ModelError(
+        raise ModelPrecisionError(
             f"model: expected output{where} in the picture's {image.dtype}, got {part.dtype}; "
             "keep one precision through the model, or convert the picture"
         )
     if part.device != image.device:
-        raise ModelError(
+        raise ModelDeviceError(
             f"model: expected output{where} on the picture's device {image.device}, got "
             f"{part.device}; keep model and picture on one device"
         )

@@ -35,7 +35,7 @@ import torch
 import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
-from eigenexp.errors import ModelError
+from eigenexp.errors import ModelError, summary
 from eigenexp.operators.precision import CoarseStep, find_coarse_step
 from eigenexp.operators.probing import (
     Linearization,
@@ -43,7 +43,6 @@ from eigenexp.operators.probing import (
     gradient,
     linearize,
     respond,
-    summary,
     undisturbed,
 )
 from eigenexp.operators.recomputing import recomputing

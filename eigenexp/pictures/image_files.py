@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from eigenexp.errors import ImageError
+from eigenexp.errors import ImageError, first_line
 
-__all__ = ["MOST_VALUES", "ImageFileFacts", "first_line", "read_image_file"]
+__all__ = ["MOST_VALUES", "ImageFileFacts", "read_image_file"]
 
 # As Pillow: three times its 89 million pixels is a decompression bomb.
 MOST_VALUES = 3 * 89_478_485
@@ -191,8 +191,3 @@ def _sixteen_bits(path: Any, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
             "save it as floats in [0, 1] (.npy)"
         )
     return array.astype(np.uint16)[None, None]
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eigenexp.errors import ImageError, InputTypeError
-from eigenexp.pictures.image_files import MOST_VALUES, first_line, kind_of, read_image_file
+from eigenexp.errors import ImageError, InputTypeError, first_line
+from eigenexp.pictures.image_files import MOST_VALUES, kind_of, read_image_file
 from eigenexp.storage.archives import archive_fault, larger_than_storage
 from eigenexp.storage.regular import file_fault
 

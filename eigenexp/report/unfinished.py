@@ -11,7 +11,7 @@ from typing import Any
 from eigenexp.checkpoints.files import METADATA_KEY, find_checkpoint, load_checkpoint
 from eigenexp.eigensolvers import Problem, make_solver
 from eigenexp.eigensolvers.recasting import state_dtype
-from eigenexp.errors import CheckpointError, RunNotFoundError
+from eigenexp.errors import CheckpointError, RunNotFoundError, one_line
 from eigenexp.pictures.saving import PICTURE_FILE
 from eigenexp.runs.folder import CONVERGENCE_FILE, RunFolder
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
@@ -49,7 +49,7 @@ def spectrum_so_far(checkpoints: Path) -> Spectrum:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: expected a solver's state, got one that cannot be read "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+            f"({type(error).__name__}: {one_line(error, 100)})"
         ) from error
     return solver.result().reshape(shape).with_metadata(metadata)
 

@@ -17,7 +17,7 @@ from eigenexp.console import at_least, known_digits
 from eigenexp.errors import InputError
 from eigenexp.plots.pixels import Array, Range, peak, picture_range, show_array, to_float
 from eigenexp.spectrum import PairStatus, Spectrum
-from eigenexp.storage.plain import plain
+from eigenexp.storage.plain import leaves, plain
 
 __all__ = [
     "DEFAULT_STRENGTH",
@@ -284,30 +284,21 @@ def fact_groups(
     groups = []
     for heading, keys in (*_GROUPS, ("More", tuple(sorted(merged.keys() - known)))):
         rows = [
-            row
+            (path or key, _shown(value))
             for key in keys
             if key in merged
-            for row in _leaves(key if heading in ("More", "Versions") else "", key, merged[key])
+            for path, value in leaves(merged[key], key if heading in ("More", "Versions") else "")
+            if value is not None
         ]
         if rows:
             groups.append((heading, rows))
     return groups
 
 
-def _leaves(prefix: str, name: str, value: Any) -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        inner = []
-        for key, entry in value.items():
-            path = f"{prefix}.{key}" if prefix else str(key)
-            inner += _leaves(path, path, entry)
-        return inner
-    if value is None:
-        return []
-    if isinstance(value, float):
-        return [(prefix or name, f"{value:.6g}")]
+def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return [(prefix or name, ", ".join(_text(entry) for entry in value))]
-    return [(prefix or name, str(value))]
+        return ", ".join(_text(entry) for entry in value)
+    return _text(value)
 
 
 def _text(value: Any) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["plain"]
+__all__ = ["leaves", "plain"]
 
 
 def plain(value: Any) -> Any:
@@ -31,3 +31,25 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # tensors, arrays, numpy scalars
         return plain(value.tolist())
     return str(value)
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Return what nested mappings hold, each entry with its dotted path; empty mappings hold none.
+
+    Parameters
+    ----------
+    value
+        A mapping, or an entry alone, which is then the only one.
+    path
+        Put before the paths.
+
+    Examples
+    --------
+    >>> list(leaves({"a": {"b": 1, "c": {}}, "d": [2, 3]}, "x"))
+    [('x.a.b', 1), ('x.d', [2, 3])]
+    """
+    if not isinstance(value, Mapping):
+        yield path, value
+        return
+    for key, entry in value.items():
+        yield from leaves(entry, f"{path}.{key}" if path else str(key))

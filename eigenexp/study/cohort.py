@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers import Eigensolver, Progress, make_solver
-from eigenexp.errors import CheckpointError, EigenexpError, ModelError, ProductError
+from eigenexp.errors import CheckpointError, EigenexpError, ModelError, ProductError, one_line
 from eigenexp.operators import BatchedFisherOperator
 from eigenexp.operators.memory import to_device
 from eigenexp.operators.probing import Model
@@ -245,7 +245,7 @@ class Cohort:
                 source=place.source,
                 picture=place.picture,
                 spectrum=spectrum,
-                error="" if error is None else " ".join(str(error).split()),
+                error="" if error is None else one_line(error),
                 turn=self.turns,
                 seconds=place.seconds,
                 history=place.history,
@@ -309,7 +309,7 @@ class Cohort:
         error: EigenexpError,
         finished: list[Finished],
     ) -> None:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         source = self._sources[position]
         finished.append(Finished(position, source, picture, None, text, -1, 0.0, []))
 

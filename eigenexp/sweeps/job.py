@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eigenexp.distributed.ranks import is_first_rank
 from eigenexp.distributed.rendezvous import decided_by_first, started_by_scheduler
-from eigenexp.errors import EigenexpError
+from eigenexp.errors import EigenexpError, one_line, summary
 from eigenexp.runs.overview import problem_row, records_row, result_row
 from eigenexp.storage.processes import passing_signals_to, start_module
 from eigenexp.sweeps.manifest import FAILED, FINISHED, PENDING, RUNNING, STOPPED, Job, SweepFolder
@@ -123,11 +123,11 @@ class SweepJob:
             if state == FINISHED and exit_code:
                 state, facts["error"] = FAILED, "a picture of it failed; see its own table"
         except EigenexpError as error:
-            state, facts = FAILED, {"error": " ".join(str(error).split())}
+            state, facts = FAILED, {"error": one_line(error)}
         except KeyboardInterrupt:
             state, exit_code = STOPPED, 130
         except Exception as error:  # a defect, or a model's own: kept whole, told in one line
-            state, facts = FAILED, {"error": _one_line(error), "traceback": _trace(error)}
+            state, facts = FAILED, {"error": summary(error, whole=True), "traceback": _trace(error)}
         seconds = spent + time.perf_counter() - began
         facts.setdefault("row", problem_row(settings))["seconds"] = round(seconds, 3)
         facts |= {"threads": settings["threads"], "exit_code": exit_code}
@@ -205,11 +205,6 @@ def job_row(settings: Mapping[str, Any], result: Any) -> dict[str, Any]:
     if hasattr(result, "spectrum"):
         return {**problem_row(settings), **result_row(result.spectrum)}
     return {**problem_row(settings), **records_row(result.records)}
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _trace(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from eigenexp.errors import ConfigError
+from eigenexp.errors import ConfigError, summary
 from eigenexp.experiments.config import compose_config, plain_config
 from eigenexp.runs.folder import open_root
 from eigenexp.runs.overview import problem_row
@@ -150,7 +150,7 @@ def _run(folder: SweepFolder, launch: Launch, todo: Sequence[Job], say: Say) -> 
         stopped = 130
     except Exception as error:
         # The launcher lost a job or could not start; every job's own end is on disk.
-        say(f"{launch.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        say(f"{launch.name}: {summary(error, whole=True)[:300]}")
     code = _finish(folder, folder.jobs(), say, stopped=stopped)
     parent.close(folder, stopped=bool(stopped), failed=code != 0)
     return code

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers.logger import Logger
 from eigenexp.checkpoints.files import metadata_path
 from eigenexp.distributed.ranks import first_rank_only, is_first_rank
 from eigenexp.errors import TrackingError
-from eigenexp.storage.plain import plain
+from eigenexp.storage.plain import leaves, plain
 from eigenexp.tracking.names import STATUSES, check_experiment_name, check_run_id
 from eigenexp.tracking.outbox import Outbox
 from eigenexp.tracking.spool import Record
@@ -176,7 +176,7 @@ class MLflowLogger(Logger):
     ) -> None:
         """Log parameters, nested ones under dotted names."""
         values = vars(params) if isinstance(params, Namespace) else params
-        self._send({"k": "p", "v": dict(_flatten(plain(values)))})
+        self._send({"k": "p", "v": dict(leaves(plain(values)))})
 
     @first_rank_only
     def log_tags(self, tags: Mapping[str, Any]) -> None:
@@ -335,13 +335,3 @@ class MLflowLogger(Logger):
 def _number(value: Any) -> float:
     number = float(value)
     return number if math.isfinite(number) else math.nan
-
-
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        return [
-            leaf
-            for key, entry in value.items()
-            for leaf in _flatten(entry, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [(prefix or "value", value)] if value != {} else []
