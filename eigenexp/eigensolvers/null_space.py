@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver, Progress, Request, Which
-from eigenexp.eigensolvers.numerics import statuses
+from eigenexp.eigensolvers.certificates.result import make_spectrum
 from eigenexp.errors import InputError, ProductError
 from eigenexp.operators.memory import ALWAYS_FITS, available_bytes
 from eigenexp.spectrum import Spectrum, StopReason
@@ -441,24 +441,26 @@ class NullSpace(Eigensolver):
 
     def _result(self) -> Spectrum:
         values, residuals, vectors = self._pairs()
-        n, tol, scale = self.settings.n, self.settings.tol, self._state.largest
+        n, scale = self.settings.n, self._state.largest
         way, reason = self._state.way, self._state.reason
         notes = (f"null space by {way}: {reason}",) if way else ()
-        return Spectrum(
-            eigenvalues=values,
-            eigenvectors=vectors,
-            eigenindex=torch.tensor(self.settings.wanted[: len(values)], dtype=torch.int64),
+        return make_spectrum(
+            self.settings,
+            values=values,
+            vectors=vectors,
             residuals=residuals,
-            error_bounds=values.clone(),  # the eigenvalue is 0, which m < n proves
-            status=statuses(residuals, tol * scale, verified=True),
-            stop_reason=self.stop_reason,
+            index=torch.tensor(self.settings.wanted[: len(values)], dtype=torch.int64),
             scale=scale,
-            tol=tol,
+            floor=self.floor,
+            stop_reason=self.stop_reason,
             num_products=self._num_products,
             num_verification_products=self._num_verification_products,
-            null_space_dimension=n - min(n, self.settings.rank_bound or n),
             method=self.name,
             notes=notes,
+            bounds=values.clone(),  # the eigenvalue is 0, which m < n proves
+            null_space_dimension=n - min(n, self.settings.rank_bound or n),
+            claimed=0.0 if self.stop_reason is StopReason.CONVERGED else None,
+            rule="exact" if len(values) else "",
         )
 
     # -- state -----------------------------------------------------------------------------------
