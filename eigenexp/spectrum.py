@@ -16,6 +16,7 @@ from torch import Tensor
 from eigenexp.console import known_digits
 from eigenexp.errors import CheckpointError, InputError
 from eigenexp.storage.atomic import write_atomic
+from eigenexp.storage.regular import file_fault
 
 __all__ = ["SPECTRUM_FILE", "PairStatus", "Spectrum", "StopReason", "with_canonical_signs"]
 
@@ -321,6 +322,9 @@ class Spectrum:
         from safetensors import SafetensorError, safe_open
 
         try:
+            fault = file_fault(Path(path))
+            if fault is not None:
+                raise CheckpointError(f"{path}: expected a spectrum of eigenexp, got {fault}")
             with safe_open(str(path), framework="pt") as f:
                 header = (f.metadata() or {}).get("eigenexp.spectrum")
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
@@ -355,7 +359,7 @@ class Spectrum:
             )
         except CheckpointError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CheckpointError(
                 f"{path}: expected a spectrum written by eigenexp, got a safetensors file without "
                 f"its header or fields ({type(error).__name__}: {error})"

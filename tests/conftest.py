@@ -6,12 +6,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.attacks import Place
 from tests.problems import Quadratic, Small
 
 
@@ -39,6 +42,34 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EIGENEXP_ROOT", raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def template_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Return what makes an empty tracking database, once."""
+
+    @functools.cache
+    def make() -> Path:
+        from eigenexp.tracking import local_store
+
+        store = local_store(tmp_path_factory.mktemp("template") / "mlruns")
+        store.client.search_experiments()
+        return store.database
+
+    return make
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template_database: Callable[[], Path]
+) -> Place:
+    """Where a hostile file is opened."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made = Place(tmp_path / "here", tmp_path / "outside", template_database)
+    made.here.mkdir()
+    made.outside.mkdir()
+    monkeypatch.chdir(made.here)
+    return made
 
 
 @pytest.fixture

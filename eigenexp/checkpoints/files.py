@@ -30,7 +30,7 @@ from eigenexp.checkpoints.compatibility import (
     migrate_metadata,
 )
 from eigenexp.errors import CheckpointError, one_line
-from eigenexp.storage.archives import archive_fault
+from eigenexp.storage.archives import archive_fault, larger_than_storage, tensors_in
 from eigenexp.storage.atomic import remove_orphans, replacing, write_json_atomic
 
 __all__ = [
@@ -215,6 +215,14 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         raise CheckpointError(
             f"{path}: expected a checkpoint's dictionary, got {type(loaded).__name__}"
         )
+    size = os.path.getsize(path)
+    for tensor in tensors_in(loaded):
+        # A small repeated tensor is harmless; one that claims more than the whole file is not.
+        if tensor.numel() * tensor.element_size() > size and larger_than_storage(tensor):
+            raise CheckpointError(
+                f"{path}: expected tensors that the file holds, got one of shape "
+                f"{tuple(tensor.shape)} that claims more than the whole file; refused"
+            )
     return loaded
 
 

@@ -64,7 +64,7 @@ def load_saved_picture(path: str | os.PathLike[str], sha256: str | None = None) 
         tensor = load(content)[_TENSOR]
         facts = _facts(content)
         record, name = dict(facts["record"]), str(facts["name"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ImageError(
             f"{path}: expected a picture saved by eigenexp, got another file "
             f"({type(error).__name__}); use the file as it was saved"

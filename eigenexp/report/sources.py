@@ -24,6 +24,7 @@ from eigenexp.runs.folder import CONVERGENCE_FILE, RunFolder, find_run
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.storage.atomic import write_atomic
 from eigenexp.storage.json_files import read_json
+from eigenexp.storage.regular import file_fault
 from eigenexp.study.folder import StudyFolder
 
 __all__ = ["load_run", "load_runs", "read_convergence", "report_from", "write_report"]
@@ -302,6 +303,8 @@ def read_convergence(path: Path) -> dict[str, Any] | None:
     """
     history: dict[str, Any] = {"products": [], "seconds": [], "residuals": {}, "eigenvalues": {}}
     try:
+        if file_fault(path) is not None:
+            return None
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             header = next(reader, [])

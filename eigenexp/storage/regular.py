@@ -8,7 +8,7 @@ from pathlib import Path
 __all__ = ["file_fault"]
 
 
-def file_fault(path: Path, most: int) -> str | None:
+def file_fault(path: Path, most: int | None = None) -> str | None:
     """Return why ``path`` must not be read, or ``None``.
 
     A pipe would block, a device never end, a file of terabytes of holes fill the memory.
@@ -18,7 +18,7 @@ def file_fault(path: Path, most: int) -> str | None:
     path
         The file; links are followed.
     most
-        Bytes that are read at most.
+        Bytes that are read at most; ``None``: any number.
 
     Raises
     ------
@@ -30,6 +30,6 @@ def file_fault(path: Path, most: int) -> str | None:
         return "a folder"
     if not stat.S_ISREG(facts.st_mode):
         return "a device or pipe"
-    if facts.st_size > most:
+    if most is not None and facts.st_size > most:
         return f"a file of {facts.st_size / 1e9:.3g} GB, more than the {most / 1e9:.3g} GB allowed"
     return None
