@@ -16,8 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn import functional
+
+from eigenexp.eigensolvers.corrections import dominant
 
 __all__ = ["BASES", "ModulatedConvolution", "fit_surrogate"]
 
@@ -28,6 +34,12 @@ reflected borders; ``cosine``: cosines about the edges (DCT-II), those of one wi
 
 ITERATIONS = 20
 """Of L-BFGS in the basis chosen; a quarter in each to choose, a half to improve an estimate."""
+LARGE, FEW_ITERATIONS, FEW_PAIRS = 2**14, 6, 3
+"""Size of a picture beyond which an iteration costs as much as several products; how many are made
+then, a third of them in each basis to choose; and the pairs that choose. The first guess is better
+there, as an average over more frequencies."""
+SMOOTHED = 64
+"""Pixels along the shorter side for which the first guess is averaged over a frequency more."""
 
 
 class Transform:
@@ -149,7 +161,7 @@ class ModulatedConvolution:
     def extreme(self, end: str, start: Tensor, count: int, steps: int) -> Tensor:
         """Return approximate eigenvectors of A at one end, outermost first, ``(n, count)``.
 
-        Lanczos with full reorthogonalisation on A or A⁻¹; it costs no product of F.
+        Lanczos on A or A⁻¹; it costs no product of F.
 
         Parameters
         ----------
@@ -160,24 +172,9 @@ class ModulatedConvolution:
         count
             Vectors wanted.
         steps
-            Size of the Krylov space.
+            Size of the Krylov space at the most.
         """
-        operate = self.apply if end == "top" else self.solve
-        krylov = (start / start.norm()).mT.contiguous()
-        images = operate(krylov.mT)
-        for _ in range(min(max(steps, count), start.shape[0]) - 1):
-            w = images[:, -1]
-            for _ in range(2):
-                w = w - krylov.mT @ (krylov @ w)
-            norm = float(w.norm())
-            if norm <= 10 * torch.finfo(w.dtype).eps * float(images[:, -1].norm()):
-                break
-            krylov = torch.cat([krylov, (w / norm)[None]])
-            images = torch.cat([images, operate(krylov[-1, :, None])], dim=1)
-        projected = (krylov @ images).double().cpu()
-        vectors = torch.linalg.eigh((projected + projected.mT) / 2).eigenvectors.flip(1)
-        found: Tensor = krylov.mT @ vectors[:, :count].to(krylov)
-        return found
+        return dominant(self.apply if end == "top" else self.solve, start, count, steps)
 
     def sample_inverse(self, white: Tensor) -> Tensor:
         """Turn white noise ``(n, b)`` into K⁻¹ G^(−½) z, noise with the covariance A⁻¹."""
@@ -301,9 +298,15 @@ def fit_surrogate(
         return None
     y = y / scale
     if previous is None:
-        rough = {basis: _fit(basis, z, y, ITERATIONS // 4) for basis in BASES}
+        large = z[0].numel() > LARGE
+        few, pairs, many = (
+            (FEW_ITERATIONS // 3, min(FEW_PAIRS, len(z)), FEW_ITERATIONS)
+            if large
+            else (ITERATIONS // 4, len(z), ITERATIONS)
+        )
+        rough = {basis: _fit(basis, z[:pairs], y[:pairs], few) for basis in BASES}
         basis = min(BASES, key=lambda name: rough[name][2])
-        gain, response, distance = _fit(basis, z, y, ITERATIONS, rough[basis][1])
+        gain, response, distance = _fit(basis, z, y, many, rough[basis][1])
     else:
         basis = previous.basis
         gain, response, distance = _fit(basis, z, y, ITERATIONS // 2, previous.response)
@@ -330,41 +333,59 @@ def _fit(
     tiny = torch.finfo(z.dtype).tiny ** 0.5
     cross = float((z * y).sum())
 
-    def energies(logarithm: Tensor) -> tuple[Tensor, Tensor]:
-        c = logarithm.exp()
+    def energies(c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         u, v = transform.synthesise(c * zh), transform.unproject(yh / c)
-        return u.square().sum(0) + tiny, v.square().sum(0) + tiny
+        return u, v, u.square().sum(0) + tiny, v.square().sum(0) + tiny
 
-    with torch.inference_mode(False), torch.enable_grad():
-        if start is None:
-            first = ((_energy(yh) + tiny) / (_energy(zh) + tiny)).log() / 4
-        else:
-            first = start.log()
-        logarithm = first.clone().requires_grad_(True)
-        optimizer = torch.optim.LBFGS(
-            [logarithm], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe"
-        )
+    best = np.inf, np.empty(0)
 
-        def distance() -> Tensor:
-            optimizer.zero_grad()
-            along, against = energies(logarithm)
-            value: Tensor = 2 * (along * against).sqrt().sum() / abs(cross)
-            torch.autograd.backward(value)
-            return value.detach()
+    def distance(logarithm: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """Return the distance and its gradient; a frequency counts for its negative too."""
+        c = torch.from_numpy(logarithm).reshape(first.shape).to(first).exp()
+        u, v, along, against = energies(c)
+        value = float((along * against).sqrt().double().sum()) * 2 / abs(cross)
+        nonlocal best
+        if value < best[0]:  # a search cut short may end on a worse point than it has seen
+            best = value, logarithm.copy()
+        ratio = (against / along).sqrt()
+        gradient = _energy(c * zh, transform.project(u * ratio))
+        gradient -= _energy(yh / c, transform.analyse(v / ratio))
+        gradient *= 2 / abs(cross)
+        if basis == "fourier":
+            twice = slice(1, (z.shape[-1] + 1) // 2)
+            gradient[..., twice] *= 2
+        return value, gradient.double().cpu().numpy().ravel()
 
-        optimizer.step(distance)  # type: ignore[no-untyped-call]
-    found = logarithm.detach()
-    if not bool(torch.isfinite(found).all()):
-        found = first
+    if start is None:
+        first = ((_smooth(_energy(yh)) + tiny) / (_smooth(_energy(zh)) + tiny)).log() / 4
+    else:
+        first = start.log()
+    minimize(
+        distance,
+        first.double().cpu().numpy().ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": iterations, "maxfun": iterations + iterations // 4 + 1},
+    )
+    found = torch.from_numpy(best[1]).reshape(first.shape).to(first) if len(best[1]) else first
     # Frequencies that leave no trace are bounded, or A⁻¹ would blow up what rounding put there.
     floor = 10 * torch.finfo(z.dtype).eps ** 0.5
     c = found.exp()
     c = c.clamp(min=floor * float(c.max()))
-    along, against = energies(c.log())
+    _, _, along, against = energies(c)
     g = (against / along).sqrt()
     g = g.clamp(min=floor * float(g.max()))
     remaining = float((against / g + g * along).double().sum()) - 2 * cross
     return g, c, max(remaining, 0.0)
+
+
+def _smooth(energy: Tensor) -> Tensor:
+    """Average over neighbouring frequencies, more of them the more there are: ``(C, H, W)``."""
+    beside = energy.shape[-2] // SMOOTHED
+    if not 0 < beside < energy.shape[-1]:
+        return energy
+    padded = functional.pad(energy[None], (beside,) * 4, mode="replicate")
+    return functional.avg_pool2d(padded, 2 * beside + 1, stride=1)[0]
 
 
 def _energy(a: Tensor, b: Tensor | None = None) -> Tensor:
