@@ -36,6 +36,8 @@ NEAR = 0.95
 """Share of the limit a suspect's own trace may have, so that the intervals between can pass."""
 MOST = 1500
 """Suspects looked at, at the most, to bound the supremum between them."""
+ROUNDING = 64 * 2.0**-53
+"""Relative rounding of an inner product of two residuals, in float64."""
 BATCH = 2**22
 """Numbers in one batch of small matrices."""
 
@@ -91,8 +93,11 @@ class Evidence:
             scaled = inverse[:, :, None] * self.gram * inverse[:, None, :]
             matrix = scaled + torch.eye(m, dtype=scaled.dtype)
             q = torch.linalg.solve(matrix, self.probe.expand(len(distance), m)[..., None])[..., 0]
-            rest = (scaled @ q[..., None])[..., 0]
-            square = rest.square().sum(1) + (q * rest).sum(1).clamp(min=0)
+            outside = (q * (scaled @ q[..., None])[..., 0]).sum(1).clamp(min=0)
+            # Entries of RᵀR are known to ‖r_i‖ ‖r_j‖ of rounding, and so is zᵀRᵀRz. From a − q
+            # itself, not from what q should solve: then any q gives a bound, however it was found.
+            sizes = (q.abs() * inverse.abs() * self.gram.diagonal().clamp(min=0).sqrt()).sum(1)
+            square = (self.probe - q).square().sum(1) + outside + ROUNDING * sizes.square()
             norms.append(square.sqrt())
             weights.append(inverse * q)
         return torch.cat(norms), torch.cat(weights)
