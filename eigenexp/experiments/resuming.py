@@ -24,7 +24,7 @@ from eigenexp.errors import (
 from eigenexp.experiments.building import build_picture
 from eigenexp.pictures.picture import Picture
 from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture
-from eigenexp.runs.folder import RunFolder, find_run, list_runs
+from eigenexp.runs.folder import RunFolder, find_or_fetch, list_runs
 from eigenexp.storage.plain import plain
 from eigenexp.tracking import Store, download_artifact, download_checkpoint
 from eigenexp.tracking.names import check_run_id
@@ -134,18 +134,14 @@ def locate_run(name: str, root: Path, say: Any = print) -> RunFolder:
     RunNotFoundError
         When neither has it.
     """
-    try:
-        return find_run(name, root)
-    except RunNotFoundError as absent:
-        if name == "last" or Path(name).exists() or "/" in name:
-            raise
+
+    def fetch() -> RunFolder | None:
         store = Store(root)
         if not store.is_server and not store.database.exists():
-            raise
-        try:
-            return fetch_run(store, name, root, say)
-        except RunNotFoundError as error:
-            raise RunNotFoundError(f"{absent}; {error}") from error
+            return None
+        return fetch_run(store, name, root, say)
+
+    return find_or_fetch(name, root, fetch)
 
 
 def fetch_run(store: Store, name: str, root: Path, say: Any = print) -> RunFolder:

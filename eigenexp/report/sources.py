@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from eigenexp.checkpoints.files import find_checkpoint, load_checkpoint
-from eigenexp.errors import CheckpointError, EigenexpError, InputError, RunNotFoundError
+from eigenexp.errors import CheckpointError, EigenexpError, InputError
 from eigenexp.pictures.picture import Picture, load_picture
 from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture
 from eigenexp.report.page import render_report
 from eigenexp.report.unfinished import fetch_result, spectrum_so_far
 from eigenexp.report.view import ReportRun
-from eigenexp.runs.folder import CONVERGENCE_FILE, RunFolder, find_run
+from eigenexp.runs.folder import CONVERGENCE_FILE, RunFolder, find_or_fetch
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.storage.atomic import write_atomic
 from eigenexp.storage.json_files import read_json
@@ -156,16 +156,14 @@ def load_runs(
 
 def _find(name: str, root: Path) -> RunFolder:
     """Return a run of this machine, or else the tracking store's, its result fetched."""
-    try:
-        run = find_run(name, root)
-    except RunNotFoundError as absent:
-        if name == "last" or Path(name).exists() or "/" in name:
-            raise
-        try:
-            return fetch_result(name, root)
-        except RunNotFoundError as error:
-            raise RunNotFoundError(f"{absent}; {error}") from error
-    if run.record_path.is_file() and run.read_record().get("fetched"):
+    fetched: list[RunFolder] = []
+
+    def fetch() -> RunFolder:
+        fetched.append(fetch_result(name, root))
+        return fetched[0]
+
+    run = find_or_fetch(name, root, fetch)
+    if not fetched and run.record_path.is_file() and run.read_record().get("fetched"):
         try:
             return fetch_result(run.run_id, root)  # it may have gone on since
         except EigenexpError as error:

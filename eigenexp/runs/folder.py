@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +12,15 @@ from typing import Any
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
 from eigenexp.storage.json_files import read_json
 
-__all__ = ["CONVERGENCE_FILE", "OUT_OF_TIME", "RunFolder", "find_run", "list_runs", "open_root"]
+__all__ = [
+    "CONVERGENCE_FILE",
+    "OUT_OF_TIME",
+    "RunFolder",
+    "find_or_fetch",
+    "find_run",
+    "list_runs",
+    "open_root",
+]
 
 CONVERGENCE_FILE = "convergence.csv"
 """Residuals and eigenvalues of a run over its products, among its results."""
@@ -181,3 +189,34 @@ def find_run(name: str, root: str | Path) -> RunFolder:
         f"{name}: expected a run id, the start of one, 'last' or a path, got none that exists "
         f"under {Path(root)}; newest runs: {known}"
     )
+
+
+def find_or_fetch(name: str, root: str | Path, fetch: Callable[[], RunFolder | None]) -> RunFolder:
+    """Return the run a person means, from elsewhere where none is here.
+
+    ``last`` and paths mean this machine's runs alone.
+
+    Parameters
+    ----------
+    name, root
+        As for :func:`find_run`.
+    fetch
+        Brings the run under ``root``; returns None where there is nowhere to ask.
+
+    Raises
+    ------
+    RunNotFoundError
+        When neither has it.
+    """
+    try:
+        return find_run(name, root)
+    except RunNotFoundError as absent:
+        if name == "last" or Path(name).exists() or "/" in name:
+            raise
+        try:
+            fetched = fetch()
+        except RunNotFoundError as error:
+            raise RunNotFoundError(f"{absent}; {error}") from error
+        if fetched is None:
+            raise
+        return fetched

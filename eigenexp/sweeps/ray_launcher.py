@@ -1,6 +1,7 @@
 """Hydra jobs as Ray tasks.
 
-hydra-ray-launcher 1.2.2 does the same but asks for a cloudpickle older than MLflow's; its settings,
+hydra-ray-launcher 1.2.2 does the same, but pins cloudpickle below 3 (3.1 is current, and what Ray
+and MLflow take) and brings boto3 and ``ray[default]`` for clusters of its own making. Its settings,
 ``hydra.launcher.ray.init`` and ``hydra.launcher.ray.remote``, are those here.
 """
 
