@@ -48,7 +48,7 @@ def has_miss_chance() -> bool:
 def section_problems(options: argparse.Namespace) -> Iterator[Row]:
     """Yield one row a drawn problem."""
     chance = {} if options.miss_chance is None else {"miss_chance": options.miss_chance}
-    indices = options.case or range(options.count)
+    indices = options.case or range(options.start, options.start + options.count)
     for index in indices:
         case = draw(index, options.seed, options.families)
         if options.case is not None and options.method:
@@ -183,6 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--count", type=int, default=None, help=f"problems drawn ({COUNT}; {SAMPLE} of a sample)")
+    add("--start", type=int, default=0, help="number of the first problem: to share the work out")
     add("--sample", action="store_true", help="a few minutes: fewer problems and seeds")
     add("--seed", type=int, default=0, help="draws other problems")
     add("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
