@@ -12,7 +12,6 @@ further than its own bound, from the true one of its index. Exit code 1 when a b
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import math
 import statistics
@@ -36,13 +35,6 @@ MOST_UNVERIFIED = 0.02
 MOST_TOLD = 400
 
 Row = dict[str, Any]
-
-
-def has_miss_chance() -> bool:
-    """Return whether solvers take the chance of a miss as a setting."""
-    return "miss_chance" in inspect.signature(METHODS["lanczos"].__init__).parameters or (
-        "miss_chance" in inspect.signature(METHODS["exact"].__mro__[1].__init__).parameters
-    )
 
 
 def section_problems(options: argparse.Namespace) -> Iterator[Row]:
@@ -193,8 +185,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--method", choices=METHODS, help="with --case: by this method instead")
     add("--json", type=Path, help="also write every row here")
     options = parser.parse_args(arguments)
-    if options.miss_chance is not None and not has_miss_chance():
-        parser.error("--miss-chance: expected solvers with that setting")
     if options.count is None:
         options.count = SAMPLE if options.sample else COUNT
     options.named_seeds = 3 if options.sample else 10**9

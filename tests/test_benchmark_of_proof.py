@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,3 +143,51 @@ def test_one_command_prints_the_table_and_writes_json(module, tmp_path: Path, ca
     printed = capsys.readouterr().out
     assert "all problems" in printed
     assert f"{len(facts['bars'])} bars, {len(missed)} missed" in printed
+
+
+TRUTH = ("wrong converged", "false bounds", "exceptions", "over 60n", "unverified")
+"""Bars of what is said; those of cost are the full benchmark's."""
+
+
+def missed(bars: list[dict[str, object]]) -> list[object]:
+    """Return the bars of truth that are missed."""
+    return [b["bar"] for b in bars if str(b["bar"]).startswith(TRUTH) and not b["passed"]]
+
+
+def test_nothing_false_is_said_of_drawn_problems(module) -> None:
+    proof = module("proof")
+    options = ["--start", "20000", "--count", "40", "--no-named", "--families"]
+    rows = list(proof.section_problems(proof.parse([*options, "spectrum", "picture"])))
+    assert not missed(proof.bars(rows, [], None)), "\n".join(proof.failures(rows))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "0.3^i thrice, n = 100, top 8",
+        "bottom pair, 6×6, bottom 2",
+        "bottom pair, 4×4, bottom 8",
+        "diag(1e6, 0 … 1), bottom 1",
+    ],
+)
+def test_nothing_false_is_said_of_inputs_that_proofs_were_wrong_about(module, name: str) -> None:
+    judge, named = module("proof_judge"), module("proof_named").NAMED[name]
+    for seed in range(4):
+        verdict = judge.run(named.make(seed), {"method": "auto", **named.settings, "seed": seed})
+        assert not verdict.failed, verdict
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_nothing_false_is_said_of_the_sample(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "proof.py"), "--sample", "--json", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=1100,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    facts = json.loads(file.read_text())
+    assert len(facts["problems"]) == 700
+    assert not missed(facts["bars"]), "\n".join(facts["failures"])

@@ -8,6 +8,7 @@ from eigenexp.eigensolvers.base import Eigensolver, Settings
 from eigenexp.eigensolvers.davidson import Davidson
 from eigenexp.eigensolvers.exact import Exact
 from eigenexp.eigensolvers.lanczos import Lanczos
+from eigenexp.eigensolvers.null_space import NullSpace
 
 __all__ = ["auto", "choose_method"]
 
@@ -16,7 +17,9 @@ CROWDED = 8
 SMALLEST_PICTURE = 8
 """Side in pixels below which frequencies are too few to tell anything."""
 
-_KINDS: dict[str, type[Eigensolver]] = {kind.name: kind for kind in (Lanczos, Davidson, Exact)}
+_KINDS: dict[str, type[Eigensolver]] = {
+    kind.name: kind for kind in (Lanczos, Davidson, Exact, NullSpace)
+}
 
 
 def choose_method(settings: Settings) -> tuple[str, str]:
@@ -25,10 +28,17 @@ def choose_method(settings: Settings) -> tuple[str, str]:
     Parameters
     ----------
     settings
-        What is asked; ``image_shape`` tells a picture from a bare vector.
+        What is asked; ``image_shape`` tells a picture from a bare vector, ``rank_bound`` a null
+        space.
     """
     n, shape = settings.n, settings.image_shape or (settings.n,)
     wanted = len(settings.wanted)
+    null = n - min(n, settings.rank_bound or n)
+    if settings.which == "bottom" and settings.k <= null:
+        return "null_space", (
+            f"the model has fewer responses than the picture has values: {null} dimensions are "
+            "null, whose vectors need no search"
+        )
     if wanted * CROWDED >= n:
         return "exact", f"{wanted} of {n} eigenpairs are wanted: the dense Jacobian costs less"
     if settings.which == "top":
@@ -42,9 +52,9 @@ def choose_method(settings: Settings) -> tuple[str, str]:
 
 
 def auto(n: int, **settings: Any) -> Eigensolver:
-    """Return the best method for the problem: ``lanczos``, ``davidson`` or ``exact``.
+    """Return a solver by the method that serves the problem best.
 
-    :func:`choose_method` decides from n, k, the ends and the picture's shape before the first
+    :func:`choose_method` decides from n, m, k, the ends and the picture's shape before the first
     product; ``davidson`` then decides from its products how far to trust its preconditioner. The
     choice and its reason are the first of the spectrum's ``notes``.
 
@@ -53,7 +63,11 @@ def auto(n: int, **settings: Any) -> Eigensolver:
     n, settings
         See :class:`~eigenexp.eigensolvers.base.Eigensolver`.
     """
-    asked = {name: settings[name] for name in ("k", "which", "image_shape") if name in settings}
+    asked = {
+        name: settings[name]
+        for name in ("k", "which", "image_shape", "rank_bound")
+        if name in settings
+    }
     chosen, reason = choose_method(Settings(n=n, **asked))
     solver = _KINDS[chosen](n, **settings)
     solver.choice = f"auto chose {chosen}: {reason}"

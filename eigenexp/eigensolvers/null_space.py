@@ -108,8 +108,9 @@ class NullSpaceState:
 
     Attributes
     ----------
-    way, reason, has_rows
-        Empty until the first product has told m; whether rows of J can be gathered.
+    way, reason, has_rows, has_responses
+        Empty until the first product has told m; whether rows of J can be gathered; whether J v
+        comes with each product.
     stage
         ``"starting"``, ``"gathering"``, ``"descending"``, ``"restarting"`` or ``"measuring"``.
     m, rows, gathered
@@ -135,6 +136,7 @@ class NullSpaceState:
     way: str = ""
     reason: str = ""
     has_rows: bool = False
+    has_responses: bool = False
     stage: str = "starting"
     m: int = 0
     rows: int = 0
@@ -198,6 +200,11 @@ class NullSpace(Eigensolver):
         self.way = way
         self._counted_before = 0  # products of a solve that this one goes on with
         self._state = NullSpaceState(vectors=self._randn(n, self.settings.k))
+
+    @property
+    def _finest(self) -> float:
+        """‖F v‖ over λmax that is small enough where nothing but F v is seen."""
+        return max(self.eps, 0.1 * self.settings.tol)
 
     @property
     def request(self) -> Request:
@@ -279,7 +286,15 @@ class NullSpace(Eigensolver):
         way = plan.way if self.way == "auto" else self.way
         reason = plan.reason if self.way == "auto" else "as was asked"
         largest = float((block * products).sum())
-        state = replace(state, way=way, reason=reason, has_rows=has_rows, m=m, largest=largest)
+        state = replace(
+            state,
+            way=way,
+            reason=reason,
+            has_rows=has_rows,
+            has_responses=responses is not None,
+            m=m,
+            largest=largest,
+        )
         if way == "rows":
             gathered = torch.zeros(m, n, dtype=self.dtype, device=self.device)
             return replace(state, stage="gathering", gathered=gathered)
@@ -331,6 +346,8 @@ class NullSpace(Eigensolver):
         energies[held] = energy
         norms = vectors[:, held].norm(dim=0).double().cpu()
         rest = _ROUND * _given(state.first)[held]
+        if not state.has_responses:
+            rest = torch.maximum(rest, 0.1 * self._finest * largest * norms)
         if state.rounds == 1:
             rest = torch.minimum(rest, _REST * self.eps * largest * norms)
         still = held.clone()
@@ -367,7 +384,8 @@ class NullSpace(Eigensolver):
         quotients = (block * products).sum(dim=0) if responses is None else _squares(responses)
         height = quotients.double().cpu().clamp(min=0) / norms
         heights = _given(state.heights).clone()
-        floor = (self.eps if responses is None else self.eps**2 * 16) * state.largest
+        # Without J v nothing smaller than the rounding of F v is seen, and no more than tol asked.
+        floor = (self._finest if responses is None else self.eps**2 * 16) * state.largest
         gained = height < _GAIN**2 * heights[held]
         going = (height > floor) & gained & (state.rounds < _MOST_ROUNDS)
         heights[held] = torch.where(going, height, 0.0)  # 0: at rest
@@ -441,7 +459,6 @@ class NullSpace(Eigensolver):
 
     def _result(self) -> Spectrum:
         values, residuals, vectors = self._pairs()
-        n, scale = self.settings.n, self._state.largest
         way, reason = self._state.way, self._state.reason
         notes = (f"null space by {way}: {reason}",) if way else ()
         return make_spectrum(
@@ -450,15 +467,14 @@ class NullSpace(Eigensolver):
             vectors=vectors,
             residuals=residuals,
             index=torch.tensor(self.settings.wanted[: len(values)], dtype=torch.int64),
-            scale=scale,
+            scale=self._state.largest,
             floor=self.floor,
+            bounds=values.clone(),  # the eigenvalue is 0, which m < n proves
             stop_reason=self.stop_reason,
             num_products=self._num_products,
             num_verification_products=self._num_verification_products,
             method=self.name,
             notes=notes,
-            bounds=values.clone(),  # the eigenvalue is 0, which m < n proves
-            null_space_dimension=n - min(n, self.settings.rank_bound or n),
             claimed=0.0 if self.stop_reason is StopReason.CONVERGED else None,
             rule="exact" if len(values) else "",
         )

@@ -142,6 +142,32 @@ def test_complement_is_the_rest_of_space() -> None:
     assert torch.allclose(vectors.T @ vectors, torch.eye(4, dtype=torch.float64), atol=1e-14)
 
 
+def test_auto_takes_it_where_it_answers_what_is_asked() -> None:
+    operator = ee.DenseOperator.from_jacobian(wide(30))
+    found = ee.solve(operator, k=5, which="bottom", tol=1e-10)
+    assert found.method == "null_space"
+    assert found.notes[0].startswith("auto chose null_space: the model has fewer responses")
+    assert found.num_products == 21
+    assert (found.miss_chance, found.certificate) == (0.0, "exact")
+    assert bool(found.converged.all())
+    assert ee.solve(operator, k=1, which="both").method != "null_space"
+    square = ee.DenseOperator.from_jacobian(wide(N))
+    assert ee.solve(square, k=1, which="bottom", tol=1e-2).method != "null_space"
+
+
+def test_small_is_not_counted_as_null() -> None:
+    values = torch.cat([torch.ones(8), torch.full((12,), 1e-9)]).double()
+    generator = torch.Generator().manual_seed(6)
+    basis = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64)).Q
+    jacobian = (values.sqrt()[:, None] * basis.T).float()
+    for method in ("lanczos", "davidson", "exact"):
+        found = ee.solve(
+            ee.DenseOperator.from_jacobian(jacobian), method, k=2, which="bottom", tol=1e-4
+        )
+        assert found.null_space_dimension == 0
+        assert "null space" not in str(found.known)
+
+
 @pytest.mark.parametrize("settings", [{"k": 11}, {"which": "both"}, {"which": "top"}])
 def test_what_is_not_known_to_be_null_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(InputError, match="at most 10 pairs"):

@@ -77,13 +77,12 @@ def make_spectrum(
             "than the picture has values"
         )
     elif proved and scale > 0:
-        # Orthogonal vectors with ‖F v‖ at rounding: as many eigenvalues are zero to rounding.
+        # Small is not zero: nothing here tells a null vector from an eigenvalue below rounding.
         silent = int((values + residuals <= rounding).sum())
         if silent:
-            known = silent
             remarks.append(
-                f"{silent} of the pairs lie in the null space of F to rounding; its dimension is "
-                f"at least {silent}"
+                f"{silent} of the eigenvalues are below what the arithmetic resolves "
+                f"(≤ {rounding:.0e}): zero, or as good as"
             )
     return Spectrum(
         eigenvalues=values,
