@@ -44,7 +44,7 @@ settings (key=value; see them all with --config):
   solver.which=both       top, bottom or both
   solver.tol=1e-4         converged when |Fv - λv| <= tol * λmax
   solver.max_products=N   budget of products F·v
-  image.crop=[t,l,h,w]    or one number for a centred square;  image.resize=64
+  image.crop=[t,l,h,w]    or the side of a square, about the usual crop;  image.resize=64
   image=folder image.path=photos      many pictures: a folder, a glob ('photos/*.png') or a list
   trainer.devices=2 parallel=pictures each process its own pictures (also: columns, average)
   image.channels=color    gray, color or keep
@@ -303,6 +303,10 @@ def _show(options: argparse.Namespace) -> int:
     say(printable(f"status {record.get('status')}" + (f" ({reason})" if reason else "")))
     if record.get("error"):
         say(printable(f"error: {record['error']}"))
+    from eigenexp.runs.overview import problem_lines
+
+    for line in problem_lines(run, record):
+        say(printable(line))
     if record.get("study"):
         from eigenexp.study.show import study_lines
 

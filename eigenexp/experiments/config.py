@@ -271,7 +271,27 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         raise ConfigError(
             f"{missing[0]}: expected a value, got none; add {missing[0]}=… to the command"
         )
+    keep_place(config)
     return config
+
+
+def keep_place(config: DictConfig) -> None:
+    """Turn a crop that is a size alone into one at the place that the picture's own file crops.
+
+    ``image.crop=48`` of camera stays at the photographer's face. A picture whose file has no crop
+    is cropped in its middle, by :func:`eigenexp.pictures.picture.load_picture`.
+    """
+    size = config.image.crop
+    if not isinstance(size, int) or isinstance(size, bool) or config.image.source is None:
+        return
+    files = importlib.resources.files(CONFIG_MODULE).joinpath("image")
+    for name in options("image"):
+        given = yaml.safe_load(files.joinpath(f"{name}.yaml").read_text(encoding="utf-8")) or {}
+        place = given.get("crop")
+        if given.get("source") == config.image.source and isinstance(place, list):
+            top, left, height, width = place
+            corner = [max(0, top + (height - size) // 2), max(0, left + (width - size) // 2)]
+            config.image.crop = [*corner, size, size]
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eigenexp.console import known_digits
+from eigenexp.errors import ImageError
+from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture
+from eigenexp.runs.folder import RunFolder
 from eigenexp.spectrum import Spectrum
 
 __all__ = [
@@ -18,6 +22,7 @@ __all__ = [
     "failed_description",
     "known_end",
     "model_name",
+    "problem_lines",
     "problem_row",
     "records_row",
     "result_row",
@@ -48,6 +53,34 @@ def problem_row(settings: Mapping[str, Any]) -> dict[str, Any]:
         "picture": str(image.get("source") or image.get("path") or ""),
         "k": settings["solver"].get("k"),
     }
+
+
+def problem_lines(run: RunFolder, record: Mapping[str, Any]) -> list[str]:
+    """Return what was asked of a run: its name, the picture with size and crop, the solver's terms.
+
+    A damaged or foreign record may hold anything: what it does not tell is left out.
+    """
+    config = _mapping(record.get("config"))
+    image, solver = _mapping(config.get("image")), _mapping(config.get("solver"))
+    facts: Mapping[str, Any] = {}
+    with contextlib.suppress(ImageError):  # saved with the result
+        facts = load_saved_picture(run.results / PICTURE_FILE).record
+    name = [f"name {config['run_name']}"] if config.get("run_name") else []
+    picture = [str(image.get("source") or image.get("path") or "")]
+    if isinstance(shape := facts.get("shape"), list):
+        picture.append("x".join(str(side) for side in shape[-2:]))
+    picture += [
+        f"{key} {value}"
+        for key in ("crop", "resize")
+        if (value := facts.get(key, image.get(key))) is not None
+    ]
+    terms = [f"{key} {solver[key]}" for key in ("method", "k", "which", "tol") if key in solver]
+    lines = [f"picture {', '.join(picture)}"] if any(picture) else []
+    return [*name, *lines, *([f"solver {', '.join(terms)}"] if terms else [])]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def result_row(spectrum: Spectrum) -> dict[str, Any]:

@@ -173,6 +173,8 @@ def test_show_prints_table_and_paths(finished: tuple[Path, str]) -> None:
     assert rows(output)
     assert rows(shown.stdout) == rows(output)
     assert "distortions.png" in shown.stdout
+    assert "picture camera, 20x20, crop [120, 220, 20, 20]" in shown.stdout
+    assert "tol 0.0001" in shown.stdout
     assert run_id in run(folder, "show").stdout
 
 

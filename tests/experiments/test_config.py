@@ -86,3 +86,18 @@ def test_composing_leaves_hydra_as_it_was() -> None:
 
     compose_config()
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("given", "crop"),
+    [
+        (["image.crop=48"], [128, 228, 48, 48]),  # within the photographer's face, the default
+        (["image.crop=65"], [119, 219, 65, 65]),
+        (["image.crop=400"], [0, 52, 400, 400]),
+        (["image.crop=[1,2,3,4]"], [1, 2, 3, 4]),
+        (["image.crop=null"], None),
+        (["image=coins", "image.crop=48"], 48),  # no place of its own: the middle
+    ],
+)
+def test_a_size_alone_keeps_the_place_of_the_pictures_crop(given: list[str], crop: object) -> None:
+    assert plain_config(compose_config(given))["image"]["crop"] == crop

@@ -5,17 +5,22 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from eigenexp.experiments.config import compose_config, plain_config, shown_settings
+from eigenexp.pictures.picture import load_picture
+from eigenexp.pictures.saving import PICTURE_FILE, save_picture
+from eigenexp.runs.folder import RunFolder
 from eigenexp.runs.overview import (
     description,
     escape_markdown,
     failed_description,
     known_end,
+    problem_lines,
     result_row,
 )
 from tests.report.conftest import make_spectrum
@@ -97,3 +102,18 @@ def test_parameters_are_what_identifies_a_run_and_what_is_unusual() -> None:
     assert shown["model.kernel_size"] == 21
     assert shown["trainer.max_steps"] == 9
     assert not [key for key in shown if key.startswith("operator.")]
+
+
+def test_a_run_tells_its_name_picture_size_crop_and_tolerance(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, "abc")
+    image = {"source": "camera", "crop": 48, "resize": None}
+    solver = {"method": "auto", "k": 2, "which": "both", "tol": 1e-3, "seed": 0}
+    record = {"config": {"run_name": "first try", "image": image, "solver": solver}}
+    terms = "solver method auto, k 2, which both, tol 0.001"
+    assert problem_lines(run, record) == ["name first try", "picture camera, crop 48", terms]
+    run.results.mkdir(parents=True)
+    save_picture(load_picture("camera", crop=48, resize=[24, 32]), run.results / PICTURE_FILE)
+    told = "picture camera, 24x32, crop [232, 232, 48, 48], resize [24, 32]"
+    assert problem_lines(run, record)[1] == told
+    for damaged in ({}, {"config": [1]}, {"config": {"image": 3, "solver": None}}):
+        assert not [line for line in problem_lines(RunFolder(tmp_path, "x"), damaged) if line]
