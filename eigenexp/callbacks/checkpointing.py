@@ -17,7 +17,7 @@ from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.checkpoints.files import metadata_path, sealed_step
 from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
-from eigenexp.distributed.team import Topic, any_process
+from eigenexp.distributed.ranks import agree
 from eigenexp.errors import CheckpointError, InputError
 
 __all__ = ["SolverCheckpoint"]
@@ -124,12 +124,14 @@ class SolverCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Save when due, as soon as the pace allows."""
-        if trainer.global_step % self.every_n_steps == 0:
+        step = trainer.global_step
+        # A step may be of several batches.
+        if step % self.every_n_steps == 0 and step != self._saved_step:
             self._is_due = True
-        if self._agree(trainer, pl_module):
+        if self._agree(trainer):
             self._save(trainer, pl_module)
 
-    def _agree(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+    def _agree(self, trainer: L.Trainer) -> bool:
         """Decide on the first rank's clock: every rank takes part in saving."""
         late = self.every_seconds is not None and (
             time.monotonic() - self._saved_at >= self.every_seconds
@@ -139,7 +141,7 @@ class SolverCheckpoint(Checkpoint):
         if not self._is_due and self.every_seconds is None:
             return False
         ready = trainer.is_global_zero and (self._is_due or late) and self._pace.is_ready
-        return any_process(trainer, pl_module, Topic.SAVE, ready)
+        return agree(trainer, ready, all_ranks=False, advice="go on from the last checkpoint")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last state, wherever the run stopped.

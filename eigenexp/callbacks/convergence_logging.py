@@ -17,35 +17,11 @@ from eigenexp.callbacks.stopping import solver_module
 from eigenexp.eigensolvers import Eigensolver
 from eigenexp.eigensolvers.base import Progress
 from eigenexp.errors import InputError
+from eigenexp.modules.metrics import convergence_metrics, pair_name
 
-__all__ = ["ConvergenceLogging", "convergence_metrics", "pair_name", "subspace_angle"]
+__all__ = ["ConvergenceLogging", "subspace_angle"]
 
 MAX_HISTORY = 2000
-
-
-def pair_name(index: int, n: int) -> str:
-    """Return the place of a pair: 0, 1, … from the top, -1, -2, … from the bottom."""
-    return str(index) if index < n / 2 else str(index - n)
-
-
-def convergence_metrics(progress: Progress, n: int) -> dict[str, float]:
-    """Return one flat dict of metrics: eigenvalue and relative residual of each pair, products.
-
-    Residuals come as they are and as their log10: dashboards draw linear axes until told otherwise.
-    """
-    metrics = {"products": float(progress.num_products)}
-    scale = progress.scale if progress.scale > 0 else 1.0
-    for i, index in enumerate(progress.eigenindex.tolist()):
-        name = pair_name(index, n)
-        metrics[f"eigenvalue/{name}"] = float(progress.eigenvalues[i])
-        residual = float(progress.residuals[i]) / scale
-        metrics[f"residual/{name}"] = residual
-        if 0 < residual < math.inf:
-            metrics[f"residual_log10/{name}"] = math.log10(residual)
-    if math.isfinite(progress.worst):
-        metrics["worst_residual"] = progress.worst
-        metrics["worst_residual_over_tol"] = progress.worst / progress.tol
-    return metrics
 
 
 def subspace_angle(before: Tensor, after: Tensor) -> float:

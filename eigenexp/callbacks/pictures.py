@@ -6,11 +6,11 @@ from typing import Any
 
 import lightning as L
 
-from eigenexp.callbacks.convergence_logging import pair_name
 from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.sending import enlarge, send_picture
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.errors import InputError
+from eigenexp.modules.metrics import pair_name
 
 __all__ = ["DistortionPictures"]
 

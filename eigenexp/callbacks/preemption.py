@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 
-from eigenexp.distributed.team import Topic, any_process, talks
+from eigenexp.distributed.ranks import agree
 from eigenexp.errors import InputError
 
 __all__ = ["GracefulStop"]
@@ -42,8 +42,8 @@ class GracefulStop(L.Callback):
     Parameters
     ----------
     every_n_steps
-        Steps between agreements across ranks, where those cost something; a single process looks
-        at every step, as do processes that exchange blocks anyway.
+        Steps between agreements across ranks, which cost something; a single process looks at every
+        step.
     patience
         Seconds that sending may take in all, from the stop on. SLURM leaves 30.
 
@@ -130,7 +130,7 @@ class GracefulStop(L.Callback):
         """Stop where a signal was received; under several ranks, where any of them received one."""
         if self.received is not None:
             return
-        agreed = self._agree(trainer, pl_module)
+        agreed = self._agree(trainer)
         if agreed is None:
             return
         self.received = agreed
@@ -142,20 +142,20 @@ class GracefulStop(L.Callback):
             if hurry is not None:
                 hurry("KILLED", self.patience)
 
-    def _agree(self, trainer: L.Trainer, pl_module: L.LightningModule) -> int | None:
+    def _agree(self, trainer: L.Trainer) -> int | None:
         """Return a signal that any rank received, the same one on all."""
         pending = self._pending
         if trainer.world_size == 1:
             return pending
-        if not talks(pl_module):
-            if trainer.global_step % self.every_n_steps:
-                return None
-            if not trainer.strategy.reduce_boolean_decision(pending is not None, all=False):
-                return None
-        heard = [
-            any_process(trainer, pl_module, Topic[number.name], pending == number)
-            for number in _SIGNALS
-        ]
+        if trainer.global_step % self.every_n_steps:
+            return None
+
+        def anywhere(here: bool) -> bool:
+            return agree(trainer, here, all_ranks=False, advice="go on from the last checkpoint")
+
+        if not anywhere(pending is not None):
+            return None
+        heard = [anywhere(pending == number) for number in _SIGNALS]
         return _SIGNALS[heard.index(True)] if any(heard) else None
 
     def _restore(self) -> None:

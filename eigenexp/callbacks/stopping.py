@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from eigenexp.distributed.team import talks
+from eigenexp.distributed.ranks import agree
 from eigenexp.eigensolvers import Eigensolver
 from eigenexp.errors import InputError
 from eigenexp.modules.eigendistortion import EigendistortionModule
@@ -84,11 +84,11 @@ class ConvergenceStopping(L.Callback):
         """Ask the solver, agree across ranks, stop."""
         solver = solver_module(pl_module).solver
         message = stop_message(solver)
-        # Linked processes of one machine have the same numbers, bit for bit, and need not ask.
-        if trainer.world_size > 1 and not talks(pl_module):
+        if trainer.world_size > 1:
             if trainer.global_step % self.every_n_steps:
                 return
-            agreed = trainer.strategy.reduce_boolean_decision(message is not None, all=False)
+            advice = solver_module(pl_module).advice
+            agreed = agree(trainer, message is not None, all_ranks=False, advice=advice)
             if agreed and message is None:
                 message = "another rank is done"
         self.reason = solver.stop_reason

@@ -136,7 +136,7 @@ def _meeting_place() -> Any:
         environment = _environment()
         if environment is None:
             return None
-        from torch._C._distributed_c10d import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         _store = TCPStore(

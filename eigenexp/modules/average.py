@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from eigenexp.eigensolvers import Eigensolver, Problem
 from eigenexp.eigensolvers.stochastic import StochasticPower
 from eigenexp.errors import ImageError, InputError
-from eigenexp.modules.eigendistortion import EigendistortionModule, ModuleOperator, check_trainer
-from eigenexp.modules.lightning_overhead import remember_signature
+from eigenexp.modules.eigendistortion import EigendistortionModule
+from eigenexp.modules.solver_module import ModuleOperator
 from eigenexp.operators import AverageFisherOperator
 from eigenexp.operators.memory import to_device
 from eigenexp.pictures.picture import Picture
@@ -26,9 +26,8 @@ __all__ = ["AverageModule", "load_mean"]
 class AverageModule(EigendistortionModule):
     """Eigendistortions of F̄ = 1/P Σ JᵢᵀJᵢ: those the model feels most and least at all pictures.
 
-    The loss of a step is −½ mean ‖Jᵢ V‖², its gradient −F̄ V. Processes (``Trainer(devices=N,
-    strategy="ddp")``) take a share of the pictures each and DDP's mean of gradients is F̄ V; with
-    ``accumulate_grad_batches=A`` a process takes its share in A parts. Both equal one process to
+    Processes (``Trainer(devices=N, strategy="ddp")``) take a share of the pictures each and sum
+    their products; with ``parts`` a process takes its share in parts. Both equal one process to
     rounding.
 
     Parameters
@@ -40,6 +39,10 @@ class AverageModule(EigendistortionModule):
     keep
         Pictures that each process keeps linearised, see
         :class:`~eigenexp.operators.AverageFisherOperator`.
+    parts
+        Batches of Lightning's that a product is taken in. It is counted as one turn, at the last of
+        them; signals, ``max_time`` and callbacks are heard in between, which matters where one
+        product takes minutes. A product that was begun is begun again at a resumption.
     image_options
         ``crop``, ``resize``, ``channels``, ``value_range`` of :func:`~eigenexp.load_picture`.
     settings
@@ -51,7 +54,11 @@ class AverageModule(EigendistortionModule):
     ------
     ImageError
         When the pictures are of several shapes.
+    InputError
+        When there are more parts than pictures, or a setting cannot be used.
     """
+
+    inputs = ("model", "pictures")
 
     def __init__(
         self,
@@ -59,6 +66,7 @@ class AverageModule(EigendistortionModule):
         pictures: Any,
         *,
         keep: int | None = None,
+        parts: int = 1,
         image_options: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
@@ -67,6 +75,12 @@ class AverageModule(EigendistortionModule):
         self._tensors = [picture.tensor for picture in loaded]
         self._mean_record = mean.record
         self._keep = keep
+        if not 1 <= parts <= len(loaded):
+            raise InputError(
+                f"parts: expected 1 to {len(loaded)}, one a picture at the most, got {parts}"
+            )
+        # What is summed of a product, and how many parts of it.
+        self._parts, self._part, self._sum = parts, 0, torch.empty(0)
         super().__init__(model, mean.tensor.float(), **settings)
         if "parallel" in settings and settings["parallel"] is not None:
             raise InputError("parallel: expected none for a mean: its pictures are shared out")
@@ -76,8 +90,7 @@ class AverageModule(EigendistortionModule):
         """P."""
         return len(self._tensors)
 
-    def _check_processes(self, trainer: L.Trainer) -> None:
-        processes = trainer.num_devices * trainer.num_nodes
+    def _check_processes(self, processes: int) -> None:
         if self.num_pictures < processes:
             raise InputError(
                 f"devices: expected at most one process a picture ({self.num_pictures}), got "
@@ -92,23 +105,26 @@ class AverageModule(EigendistortionModule):
         InputError
             When there are more processes than pictures, or a setting cannot be used.
         """
-        self._check_processes(trainer)
+        super().check(trainer)
+        self._check_processes(trainer.num_devices * trainer.num_nodes)
+
+    def _check_settings(self, dtype: torch.dtype) -> None:
         if self._settings["method"] != "stochastic":
-            super().check(trainer)
+            super()._check_settings(dtype)
             return
-        check_trainer(trainer)
         shape = tuple(self._image.shape[1:])
-        self._stochastic(Problem.of_size(shape, self._solve_dtype(trainer)))
+        self._stochastic(Problem.of_size(shape, dtype))
 
     def _make_operator(self, options: Mapping[str, Any]) -> AverageFisherOperator:
         like = self._image
         images = [to_device(tensor, like.device, like.dtype) for tensor in self._tensors]
-        self._check_processes(self.trainer)
+        rank, size = self.processes
+        self._check_processes(size)
         operator = AverageFisherOperator(self.model, images, keep=self._keep, **options)
         # What all processes must agree on is that of the first picture.
         operator.num_responses, operator.product_eps  # noqa: B018
         if self._settings["method"] != "stochastic":
-            operator.prepare(range(self.trainer.global_rank, len(images), self.trainer.world_size))
+            operator.prepare(range(rank, len(images), size))
         return operator
 
     def _make_solver(self, operator: ModuleOperator) -> Eigensolver:
@@ -125,43 +141,38 @@ class AverageModule(EigendistortionModule):
         except TypeError as error:
             raise InputError(f"stochastic: {error}") from error
 
-    def _share(self, part: int, parts: int) -> tuple[list[int], int]:
-        """Return the pictures of this process, or of one part of them, and how many all have."""
-        trainer, solver = self.trainer, self._solver
-        sampled = isinstance(solver, StochasticPower) and not solver.wants_all
-        everyone = solver.sample() if isinstance(solver, StochasticPower) and sampled else None
-        chosen = list(range(len(self._tensors))) if everyone is None else everyone
-        return chosen[trainer.global_rank :: trainer.world_size][part::parts], len(chosen)
+    def on_train_start(self) -> None:
+        """Begin a product that was left in the middle again."""
+        super().on_train_start()
+        self._part = 0
 
-    def _multiply(self, probe: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return this process's part of F̄ V, scaled so that the mean of all parts is F̄ V."""
-        operator, trainer = self.operator, self.trainer
-        parts = trainer.accumulate_grad_batches
-        indices, together = self._share(self._part, parts)
-        if parts == 1 and len(indices) == len(self._tensors):
-            return super()._multiply(probe)
-        if self.solver.request != "fisher":
-            raise InputError(
-                f"method: expected one that asks for products of F alone, got {self.solver.name} "
-                f"asking for {self.solver.request!r}"
-            )
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Take a turn, or one of the parts of its product."""
+        solver, operator = self.solver, self.operator
         if not isinstance(operator, AverageFisherOperator):
             raise TypeError("operator: expected an AverageFisherOperator")
-        products = operator.part(probe, indices) * (
-            trainer.world_size * parts * len(self._tensors) / together
-        )
-        # −½ ⟨V, F̄ V⟩ is this part's −½ mean ‖Jᵢ V‖².
-        return products, (probe * products).sum()
+        sample = None
+        if isinstance(solver, StochasticPower) and not solver.wants_all:
+            sample = solver.sample()
+        (rank, size), parts = self.processes, self._parts
+        if sample is None and size == parts == 1:
+            super().training_step(batch, batch_idx)
+            return
+        if solver.request != "fisher":
+            raise InputError(
+                f"method: expected one that asks for products of F alone, got {solver.name} "
+                f"asking for {solver.request!r}"
+            )
+        chosen = list(range(self.num_pictures)) if sample is None else sample
+        part = operator.part(solver.ask(), chosen[rank::size][self._part :: parts])
+        self._sum = part if self._part == 0 else self._sum + part
+        self._part = (self._part + 1) % parts
+        if self._part == 0:
+            # A part is of 1/P Σ Fᵢ over all P pictures; processes exchange a mean.
+            scale = size * self.num_pictures / len(chosen)
+            self._tell(self.exchange.mean(self._sum * scale), None)
 
-    @remember_signature
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return −½ mean ‖Jᵢ V‖² over a part of the pictures; its gradient is a part of −F̄ V."""
-        self._part = batch_idx % self.trainer.accumulate_grad_batches
-        return super().training_step(batch, batch_idx)
-
-    _part = 0
-
-    def _picture_record(self) -> dict[str, Any]:
+    def _picture_record(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
         return self._mean_record
 
     def _response(self) -> Tensor | None:

@@ -11,19 +11,13 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from eigenexp.checkpoints.agreement import check_same
-from eigenexp.distributed.ranks import RankLostError, agree, in_all_processes, leave_at_exit
+from eigenexp.distributed.ranks import RankLostError, agree, in_all_processes
 from eigenexp.eigensolvers import check_settings
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError, one_line
-from eigenexp.modules.eigendistortion import (
-    ProbeSteps,
-    check_trainer,
-    is_double,
-    operator_settings,
-)
+from eigenexp.modules.turns import TurnModule, check_trainer, is_double, operator_settings
 from eigenexp.pictures.sources import PictureSource, picture_sources
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
@@ -38,10 +32,9 @@ log = logging.getLogger(__name__)
 # What one step takes at least. Under several processes: they meet once a step. On one: Lightning's
 # own third of a millisecond a step is then next to nothing.
 _SLICE_OF_MANY, _SLICE_OF_ONE = 1.0, 0.02
-_AGAIN = "finished pictures are kept: fit again with the same folder to go on"
 
 
-class StudyModule(L.LightningModule):
+class StudyModule(TurnModule):
     """Eigendistortions of a model at many pictures, each its own problem, by ``trainer.fit``.
 
     Everything lies in ``folder``: fitting again with the same folder goes on with the unfinished
@@ -89,6 +82,10 @@ class StudyModule(L.LightningModule):
     >>> study.table()
     """
 
+    advice = "finished pictures are kept: fit again with the same folder to go on"
+    # Processes meet once a step anyway, which takes a second.
+    agrees_every = 1
+
     def __init__(
         self,
         model: nn.Module | Callable[[Tensor], Any],
@@ -115,10 +112,6 @@ class StudyModule(L.LightningModule):
         for name, value in (("batch_size", batch_size), ("cohort", cohort)):
             if value not in ("auto", None) and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}: expected at least 1 picture or 'auto', got {value!r}")
-        self.automatic_optimization = False
-        self.strict_loading = False
-        # Lightning's strategies want something to train; it counts the turns.
-        self.turns = nn.Parameter(torch.zeros(()))
         self._held = (model,)
         # What :func:`picture_sources` takes.
         self.pictures = pictures
@@ -212,7 +205,7 @@ class StudyModule(L.LightningModule):
         if problem:
             raise in_all_processes(InputError(problem))
         if own is not None:
-            check_same(trainer, *own, _AGAIN)
+            check_same(trainer, *own, self.advice)
         self._plan = cast("dict[str, Any]", self.folder.read_plan())
         self._solve = SolveSettings(
             solver=self._settings,
@@ -255,18 +248,11 @@ class StudyModule(L.LightningModule):
             return
         raise first or InputError("pictures: expected at least one, got none")
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return an optimizer that counts turns."""
-        return cast("OptimizerLRScheduler", _TurnCounter([self.turns], {}))
-
-    def train_dataloader(self) -> ProbeSteps:
-        """Return the endless loader of turns."""
-        return ProbeSteps()
-
     # -- the loop --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Start the clock of saves."""
+        super().on_train_start()
         self._saved_at = time.monotonic()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
@@ -316,7 +302,7 @@ class StudyModule(L.LightningModule):
             self._turn()
             if time.monotonic() >= until:
                 break
-        cast("Any", self.optimizers()).step()
+        self.count_turn()
 
     def _turn(self) -> None:
         if self.cohort is None:
@@ -332,12 +318,13 @@ class StudyModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop all processes together, once none has anything left to do."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
         try:
             over = agree(
                 self.trainer,
                 not self._has_work(),
                 all_ranks=True,
-                advice=_AGAIN,
+                advice=self.advice,
             )
         except RankLostError:
             self._save()
@@ -400,15 +387,7 @@ class StudyModule(L.LightningModule):
     def on_train_end(self) -> None:
         """Save what is in progress; write the tables."""
         self._save()
-        agree(self.trainer, True, all_ranks=True, advice=_AGAIN)
-        leave_at_exit()
+        agree(self.trainer, True, all_ranks=True, advice=self.advice)
+        super().on_train_end()
         if self.trainer.is_global_zero:
             write_tables(self.folder.path, table_rows(self.folder.records()))
-
-
-class _TurnCounter(torch.optim.Optimizer):
-    """Lets Lightning count turns as steps; the solvers do the work."""
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Run the closure, if any."""
-        return None if closure is None else closure()

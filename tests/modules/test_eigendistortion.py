@@ -214,15 +214,19 @@ def test_any_lightning_logger_gets_the_convergence(
     ("options", "message"),
     [
         ({"precision": "bf16-mixed"}, "precision"),
-        ({"gradient_clip_val": 1.0}, "gradient_clip_val"),
+        ({"gradient_clip_val": 1.0}, "gradient_clip_val: expected None, got 1.0"),
+        ({"accumulate_grad_batches": 4}, r"got 4; .* AverageModule\(parts=4\)"),
     ],
 )
-def test_trainer_settings_that_falsify_products_are_refused(
+def test_trainer_settings_that_have_no_meaning_here_are_one_clear_line(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     module = EigendistortionModule(Quadratic(), torch.rand(1, 1, 6, 6))
-    with pytest.raises(InputError, match=message):
-        trainer(tmp_path, **options).fit(module)
+    run = trainer(tmp_path, **options)
+    for refuse in (module.check, lambda run: run.fit(module)):
+        with pytest.raises(InputError, match=message) as caught:
+            refuse(run)
+        assert "\n" not in str(caught.value)
 
 
 class Loses(nn.Module):
@@ -255,60 +259,26 @@ def test_a_model_without_fisher_information_is_one_clear_error(
     assert "\n" not in str(caught.value)
 
 
-def test_k_larger_than_the_picture_is_refused(tmp_path: Path) -> None:
-    module = EigendistortionModule(Quadratic(), torch.rand(1, 1, 6, 6), k=37)
-    with pytest.raises(InputError, match="k: expected 1 to n = 36"):
-        trainer(tmp_path).fit(module)
-
-
-def test_accumulated_batches_give_the_same_eigenvalues(
-    small_problem: tuple[Quadratic, Tensor, Tensor], tmp_path: Path
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 37}, "k: expected 1 to n = 36"),
+        ({"tolerance": 1e-3}, "tolerance: expected a setting of 'auto'"),
+        ({"which": "largest"}, "which: expected 'top', 'bottom' or 'both', got 'largest'"),
+        ({"method": "arnoldi"}, "method: expected one of"),
+        ({"image": torch.rand(6, 6)}, r"\(1, C, H, W\), got \(6, 6\); image\[None, None\]"),
+        ({"image": torch.rand(1, 6, 6)}, r"got \(1, 6, 6\); image\[None\]"),
+        ({"image": torch.rand(2, 1, 6, 6)}, "StudyModule takes many"),
+        ({"image": torch.zeros(1, 1, 6, 6, dtype=torch.uint8)}, "float32 or torch.float64, got"),
+        ({"image": "cat.png"}, "load_picture"),
+    ],
+)
+def test_what_cannot_be_solved_is_refused_at_construction(
+    options: dict[str, Any], message: str
 ) -> None:
-    model, image, values = small_problem
-    module = EigendistortionModule(model, image, method="lanczos", tol=1e-6)
-    trainer(tmp_path, accumulate_grad_batches=2).fit(module)
-    torch.testing.assert_close(module.spectrum().eigenvalues[0], values[0])
-
-
-@pytest.mark.parametrize("method", ["lanczos", "auto"])
-def test_the_probe_has_plain_strides_as_ddp_demands(method: str, tmp_path: Path) -> None:
-    image = torch.rand(1, 1, 9, 9, dtype=torch.float64)
-    module = EigendistortionModule(nn.Tanh(), image, method=method, tol=1e-3)
-    trainer(tmp_path, max_steps=1).fit(module)
-    assert module.probe.stride() == torch.empty(module.probe.shape).stride()
-
-
-class OptimizerHook(L.Callback):
-    """A callback that looks at the product before the solver takes it."""
-
-    def __init__(self) -> None:
-        self.norms: list[float] = []
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        (probe,) = pl_module.parameters()
-        assert probe.grad is not None
-        self.norms.append(float(probe.grad.norm()))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_short_way_and_the_whole_way_give_the_same_bits(
-    method: str, small_problem: tuple[Quadratic, Tensor, Tensor], tmp_path: Path
-) -> None:
-    model, image, _ = small_problem
-    hook = OptimizerHook()
-    spectra = []
-    for callbacks, is_short in (([], True), ([hook], False)):
-        module = EigendistortionModule(model, image, method=method, k=2, tol=1e-4)
-        fitted = trainer(tmp_path, callbacks)
-        fitted.fit(module)
-        assert module._steps_directly is is_short
-        spectra.append(module.spectrum())
-    assert len(hook.norms) == fitted.global_step
-    assert min(hook.norms) > 0
-    assert torch.equal(spectra[0].eigenvectors, spectra[1].eigenvectors)
-    assert torch.equal(spectra[0].eigenvalues, spectra[1].eigenvalues)
+    with pytest.raises(EigenexpError, match=message) as caught:
+        EigendistortionModule(**{"model": Quadratic(), "image": torch.rand(1, 1, 6, 6), **options})
+    assert "\n" not in str(caught.value)
 
 
 class Line(L.LightningModule):
@@ -328,14 +298,13 @@ class Line(L.LightningModule):
         return [torch.zeros(1)] * 4
 
 
-def test_a_trainer_that_stepped_directly_trains_other_modules_as_ever(
+def test_a_trainer_that_solved_trains_other_modules_as_ever(
     small_problem: tuple[Quadratic, Tensor, Tensor], tmp_path: Path
 ) -> None:
     model, image, _ = small_problem
     module, line = EigendistortionModule(model, image, tol=1e-6), Line()
     same = trainer(tmp_path, max_epochs=1, max_steps=-1)
     same.fit(module)
-    assert module._steps_directly
     same.fit_loop.max_epochs = same.current_epoch + 1
     same.should_stop = False
     same.fit(line)

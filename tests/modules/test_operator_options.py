@@ -46,7 +46,7 @@ def test_a_low_precision_network_under_a_float32_solver(tmp_path: Path) -> None:
     low = fitted({"model_dtype": torch.float16}, tmp_path, tol=0.02)
     assert isinstance(low.model, nn.Module)
     assert {weight.dtype for weight in low.model.parameters()} == {torch.float16}
-    assert low.operator.dtype == low.solver.dtype == low.probe.dtype == torch.float32
+    assert low.operator.dtype == low.solver.dtype == torch.float32
     full = fitted({}, tmp_path)
     value, expected = low.spectrum().eigenvalues[0], full.spectrum().eigenvalues[0]
     assert float((value - expected).abs() / expected) < 0.02

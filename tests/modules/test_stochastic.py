@@ -20,9 +20,9 @@ def test_it_ends_on_true_residuals_of_the_full_set(
     parts: int, model: Small, pictures: list[Tensor], tmp_path: Path
 ) -> None:
     module = AverageModule(
-        model, pictures, method="stochastic", sample=2, k=2, which="top", tol=1e-3
+        model, pictures, method="stochastic", sample=2, k=2, which="top", tol=1e-3, parts=parts
     )
-    trainer(tmp_path, accumulate_grad_batches=parts).fit(module)
+    trainer(tmp_path).fit(module)
     spectrum = module.spectrum()
     dense = sum(ee.FisherOperator(model, picture).to_dense() for picture in pictures) / 7
     values = torch.linalg.eigvalsh(dense).flip(0)

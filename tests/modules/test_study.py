@@ -226,8 +226,8 @@ def test_time_left_is_said_only_where_something_is_known() -> None:
 def test_the_average_module_finds_the_pairs_of_the_dense_mean(
     parts: int, model: Small, pictures: list[Tensor], tmp_path: Path
 ) -> None:
-    module = AverageModule(model, pictures, method="lanczos", k=2, tol=1e-8)
-    trainer(tmp_path, accumulate_grad_batches=parts).fit(module)
+    module = AverageModule(model, pictures, method="lanczos", k=2, tol=1e-8, parts=parts)
+    trainer(tmp_path).fit(module)
     spectrum = module.spectrum()
     dense = sum(ee.FisherOperator(model, picture).to_dense() for picture in pictures) / 7
     values = torch.linalg.eigvalsh(dense).flip(0)
