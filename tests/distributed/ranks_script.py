@@ -1,6 +1,6 @@
 """Fit a study, a mean and a block of columns on as many processes as asked; started by tests.
 
-python -m tests.distributed.ranks_script DEVICES FOLDER [KIND ...] [--steps N] [--slow S] [--hooked]
+python -m tests.distributed.ranks_script DEVICES FOLDER [KIND ...] [--steps N] [--slow S]
     [--differ]
 """
 
@@ -18,7 +18,6 @@ import torch
 
 import eigenexp as ee
 from eigenexp.distributed import ranks
-from eigenexp.distributed.team import talks
 from eigenexp.errors import InputError
 from tests.problems import Small
 
@@ -93,7 +92,6 @@ class Slow(L.Callback):
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
-        self.talked = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.strategy.barrier()
@@ -102,15 +100,7 @@ class Slow(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
     ) -> None:
-        self.talked = talks(pl_module)
         time.sleep(self.seconds)
-
-
-class Hook(L.Callback):
-    """Want Lightning's whole way through a step."""
-
-    def on_before_optimizer_step(self, *_: Any) -> None:
-        """Look at the gradient, as a user might."""
 
 
 def main() -> None:
@@ -120,7 +110,6 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--steps", type=int, default=-1)
     parser.add_argument("--slow", type=float, default=0.0)
-    parser.add_argument("--hooked", action="store_true")
     parser.add_argument("--differ", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -130,10 +119,7 @@ def main() -> None:
         return
     for kind in options.kinds:
         module = build(kind, options.folder)
-        slow = Slow(options.folder, options.slow)
-        callbacks: list[L.Callback] = [slow]
-        if options.hooked:
-            callbacks.append(Hook())
+        callbacks: list[L.Callback] = [Slow(options.folder, options.slow)]
         last = options.folder / kind / "last.ckpt"
         if kind != "pictures":
             callbacks.append(ee.SolverCheckpoint(last.parent, every_n_steps=2))
@@ -153,8 +139,6 @@ def main() -> None:
         resumed = str(last) if last.exists() and kind != "pictures" else None
         trainer.fit(module, ckpt_path=resumed)
         if trainer.is_global_zero and kind != "pictures":
-            assert module._steps_directly is not options.hooked
-            assert slow.talked is (options.devices > 1 and not options.hooked)
             module.spectrum().save(options.folder / f"{kind}.safetensors")
 
 

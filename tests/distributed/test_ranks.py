@@ -76,12 +76,6 @@ def test_two_processes_find_what_one_finds(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lightnings_whole_way_finds_the_same(alone: Path, tmp_path: Path) -> None:
-    fit(2, tmp_path, "columns", "average", "--hooked")
-    assert_same(tmp_path, alone, ("columns", "average"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 3)])
 def test_a_fit_on_some_processes_goes_on_on_others(
     first: int, second: int, alone: Path, tmp_path: Path

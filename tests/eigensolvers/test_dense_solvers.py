@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -356,13 +355,7 @@ CASES = [("exact", 40), ("exact", 20), ("randomized_svd", 40)]
 def test_trainer_and_bare_loop_agree_to_the_last_bit(method: str, m: int, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"k": 2, "which": "top", "tol": 1e-6, "seed": 2}
     module = EigendistortionModule(dense(m), IMAGE, method=method, **settings)
-    losses = []
-
-    class Losses(L.Callback):
-        def on_train_batch_end(self, *arguments: Any) -> None:
-            losses.append(float(arguments[2]["loss"]))
-
-    trainer(tmp_path, [Losses()]).fit(module)
+    trainer(tmp_path).fit(module)
     bare = solve(ee.FisherOperator(dense(m), IMAGE), method, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # randomized_svd's pairs are not proven
@@ -370,10 +363,6 @@ def test_trainer_and_bare_loop_agree_to_the_last_bit(method: str, m: int, tmp_pa
     assert torch.equal(fitted.eigenvalues, bare.eigenvalues)
     assert torch.equal(fitted.eigenvectors, bare.eigenvectors)
     assert fitted.num_products == bare.num_products
-    assert all(loss < 0 for loss in losses)
-    if method == "exact":  # all unit vectors once: the energies add up to ‖J‖²
-        jacobian = ee.JacobianOperator(dense(m), IMAGE).to_dense()
-        assert sum(losses[1:]) == pytest.approx(-0.5 * float(jacobian.square().sum()))
 
 
 @pytest.mark.parametrize(("method", "m"), CASES)
