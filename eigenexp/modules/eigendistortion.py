@@ -267,7 +267,7 @@ class EigendistortionModule(SolverModule):
         """Log the convergence norms when no callback of ours does."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         every = max(1, cast("Any", self.trainer).log_every_n_steps)
-        if self.logged_by_callback or self.trainer.global_step % every:
+        if self.logged_by_callback or self.trainer.barebones or self.trainer.global_step % every:
             return
         progress = self.solver.progress()
         if math.isfinite(progress.worst):
@@ -288,22 +288,22 @@ class EigendistortionModule(SolverModule):
     # -- trainer.predict -------------------------------------------------------------------------
 
     def predict_dataloader(self) -> list[int]:
-        """Return one item: there is one spectrum."""
-        return [0]
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Spectrum:
-        """Return :meth:`spectrum`, of the fit before or of ``trainer.predict(ckpt_path=…)``.
+        """Return one item: there is one spectrum.
 
         Raises
         ------
         InputError
-            When there was neither.
+            When there was neither a fit nor a checkpoint.
         """
         if self.solver.num_products == 0:
             raise InputError(
                 "predict: expected trainer.fit(module) before, or ckpt_path=…; got a solver that "
                 "has not begun"
             )
+        return [0]
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Spectrum:
+        """Return :meth:`spectrum`, of the fit before or of ``trainer.predict(ckpt_path=…)``."""
         with torch.inference_mode(False):
             return self.spectrum()
 
