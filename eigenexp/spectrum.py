@@ -191,6 +191,41 @@ class Spectrum:
     def __len__(self) -> int:
         return len(self.eigenvalues)
 
+    def __getitem__(self, which: int | slice) -> Self:
+        """Return the spectrum of one pair, or of a slice of them, by place in this one."""
+        chosen = slice(which, which + 1 or None) if isinstance(which, int) else which
+        if isinstance(which, int) and not -len(self) <= which < len(self):
+            raise IndexError(f"spectrum: expected a place in {len(self)} pairs, got {which}")
+        tensors = {name: getattr(self, name)[chosen] for name in _TENSORS}
+        return replace(self, **tensors, status=self.status[chosen])
+
+    def distortion(self, index: int) -> Tensor:
+        """Return one pair's eigenvector, a picture of unit 2-norm ``(C, H, W)``.
+
+        Parameters
+        ----------
+        index
+            Its place in the whole spectrum, as in ``eigenindex``: 0 the largest; from the other
+            end, -1 the smallest.
+
+        Raises
+        ------
+        InputError
+            When the pair is not among these.
+        """
+        place = index if index >= 0 else self.num_pixels + index
+        found = (self.eigenindex == place).nonzero().flatten().tolist()
+        if not found:
+            raise InputError(
+                f"index: expected one of {self.eigenindex.tolist()}, places in the whole spectrum, "
+                f"got {index}"
+            )
+        return self.eigenvectors[found[0]]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same spectrum with its tensors on ``device``."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+
     @property
     def converged(self) -> Tensor:
         """``(k,)`` bool: which pairs are converged *and* verified to be the extremal ones."""
@@ -257,6 +292,12 @@ class Spectrum:
             }
             for i in range(len(self))
         ]
+
+    def to_pandas(self) -> Any:
+        """Return :meth:`rows` as a ``pandas.DataFrame``, one row a pair."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
 
     def __str__(self) -> str:
         head = (

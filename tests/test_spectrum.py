@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import eigenexp as ee
+from eigenexp.errors import InputError
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason, with_canonical_signs
 
 
@@ -87,3 +88,25 @@ def test_seeds_agree_on_signs(dtype: torch.dtype) -> None:
     overlaps = (one.eigenvectors * two.eigenvectors).flatten(1).sum(dim=1)
     assert (overlaps > 0.9).all()
     assert all(v.flatten()[v.abs().argmax()] > 0 for v in one.eigenvectors)
+
+
+def test_pairs_are_taken_by_place_and_distortions_by_index() -> None:
+    operator = ee.DenseOperator(torch.diag(torch.arange(12.0, 0, -1, dtype=torch.float64)))
+    spectrum = ee.solve(operator, k=2, method="exact").reshape((1, 3, 4))
+    assert spectrum.eigenindex.tolist() == [0, 1, 10, 11]
+    assert spectrum[1].eigenindex.tolist() == [1]
+    assert spectrum[-1].eigenindex.tolist() == [11]
+    assert [float(pair.eigenvalues) for pair in spectrum] == spectrum.eigenvalues.tolist()
+    assert spectrum[2:].eigenindex.tolist() == [10, 11]
+    assert len(spectrum[2:].status) == 2
+    assert torch.equal(spectrum.distortion(0), spectrum.eigenvectors[0])
+    assert torch.equal(spectrum.distortion(-1), spectrum.eigenvectors[3])
+    assert torch.equal(spectrum.distortion(10), spectrum.eigenvectors[2])
+    with pytest.raises(InputError, match=r"expected one of \[0, 1, 10, 11\]"):
+        spectrum.distortion(5)
+    with pytest.raises(IndexError):
+        spectrum[4]
+    frame = spectrum.to_pandas()
+    assert frame["eigenvalue"].tolist() == spectrum.eigenvalues.tolist()
+    assert frame["status"].tolist() == [status.value for status in spectrum.status]
+    assert torch.equal(spectrum.to("cpu").eigenvectors, spectrum.eigenvectors)
