@@ -217,7 +217,11 @@ def median(
 
 
 def exchanges(sizes: list[int]) -> dict[str, dict[str, float]]:
-    """Return seconds of an exchange of so many float32 between two processes, by the way taken."""
+    """Return seconds of an exchange of so many float32 between two processes.
+
+    Columns are gathered; a mean is of products; one number is broadcast, as Lightning does before
+    every step of several processes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--exchange", json.dumps(sizes), "--meet", folder]
         ranks = [
@@ -234,31 +238,28 @@ def exchange_rank(sizes: list[int], folder: str, rank: int) -> None:
 
     Of each exchange the shorter of both ranks' times counts: the other one only waited.
     """
+    from types import SimpleNamespace
+
     import torch.distributed as dist
 
-    from eigenexp.distributed.links import Links
+    from eigenexp.distributed.exchange import Exchange
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-
-    def gather(own: Any) -> list[Any]:
-        everything = [own, own]
-        dist.all_gather_object(everything, own)
-        return everything
-
-    links = Links.connect(rank, 2, gather)
+    here: Any = SimpleNamespace(global_rank=rank, world_size=2)
+    blocks = Exchange(here, "start again")
+    number = torch.zeros(1, dtype=torch.int64)
     matrix = torch.randn(300, 300)
     turns = max(1, round(0.010 / median(lambda: matrix @ matrix, repeat=50)))
     seconds: dict[str, dict[str, float]] = {}
     for size in sizes:
-        own, other = torch.ones(size), torch.empty(size)
-        views = own.numpy().data.cast("B"), {1 - rank: other.numpy().data.cast("B")}
+        own = torch.ones(size, 1)
         ways = {
-            "sockets": lambda v=views: links.exchange(*v, 0),
-            "gloo": lambda own=own, other=other: dist.all_gather(
-                [own, other] if rank == 0 else [other, own], own
-            ),
+            "gather": lambda own=own: blocks.gather_columns(own, 1),
+            "mean": lambda own=own: blocks.mean(own),
         }
+        if size == 1:
+            ways = {"broadcast": lambda: dist.broadcast(number, src=0)}
         for name, exchange in ways.items():
             times = []
             for _ in range(60):
@@ -267,9 +268,11 @@ def exchange_rank(sizes: list[int], folder: str, rank: int) -> None:
                 began = time.perf_counter()
                 exchange()
                 times.append(time.perf_counter() - began)
-            both = torch.tensor(gather(times)).min(0).values
+            everyone = [times, times]
+            dist.all_gather_object(everyone, times)
+            both = torch.tensor(everyone).min(0).values
             seconds.setdefault(name, {})[str(size)] = float(both.mean())
-    links.close()
+    blocks.close()
     dist.destroy_process_group()
     print(json.dumps(seconds))
 
@@ -429,9 +432,10 @@ def cost() -> list[dict[str, Any]]:
         print(f"  n = {n:<7} {facts[f'solver {n}']:.5f}")
     print("seconds of an exchange of n float32 between two processes at work (mean of 60)")
     measured = exchanges([1, 4096, 65536, 150528, 786432])
-    for n, seconds in measured["sockets"].items():
+    print(f"  one number, as Lightning before every step: {measured['broadcast']['1']:.5f}")
+    for n, seconds in measured["mean"].items():
         facts[f"exchange {n}"] = seconds
-        print(f"  n = {n:<7} sockets {seconds:.5f}  gloo {measured['gloo'][n]:.5f}")
+        print(f"  n = {n:<7} mean {seconds:.5f}  columns {measured['gather'][n]:.5f}")
     print("products, one pair, to 1e-3")
     facts |= growth()
     composed = median(lambda: compose_config(["model=lg", "image=coffee"]), repeat=9)
@@ -488,7 +492,9 @@ def projected(facts: dict[str, Any]) -> list[str]:
         )
     for devices, pictures in ((2, 16), (8, 16), (8, 128)):
         alone = pictures * product + solver
-        together = pictures / devices * product + solver + (devices - 1) * exchange
+        # A sum passes 2(p − 1)/p of the block through every process.
+        passed = 2 * (devices - 1) / devices * exchange
+        together = pictures / devices * product + solver + passed
         lines.append(
             f"  the mean of {pictures} pictures over {devices} processes: "
             f"{alone / together:.2f}× one process"
