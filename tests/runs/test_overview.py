@@ -96,7 +96,7 @@ def test_parameters_are_what_identifies_a_run_and_what_is_unusual() -> None:
         "model": "LuminanceContrastGainControl",
         "picture": "camera",
         "solver.k": 3,
-        "image.crop": 20,
+        "image.crop": [142, 242, 20, 20],  # at the place of the usual crop
     }
     shown = shown_settings(settings("model.kernel_size=21", "trainer.max_steps=9"), "camera")
     assert shown["model.kernel_size"] == 21
