@@ -13,6 +13,7 @@ from torch import Tensor
 from eigenexp.errors import InputError
 from eigenexp.operators.responses import response_values
 from eigenexp.plots.pixels import Array, select, to_float
+from eigenexp.plots.series import PRODUCTS_TITLE, RESIDUAL_TITLE, residual_series
 from eigenexp.spectrum import PairStatus, Spectrum
 
 if TYPE_CHECKING:
@@ -131,48 +132,24 @@ def convergence_figure(
             "history: expected the keys 'products' and 'residuals', "
             f"got no {' and no '.join(missing)}"
         )
-    products = np.asarray(history["products"], dtype=float)
-    curves = _curves(history["residuals"], history.get("eigenindex"))
-    for label, values in curves.items():
-        if len(values) != len(products):
-            raise InputError(
-                f"history: expected {len(products)} residuals of {label}, one a time, "
-                f"got {len(values)}"
-            )
     figure, ax = _axes(ax)
-    lowest = 1.0
-    for label, values in curves.items():
-        seen = np.isfinite(values) & (values > 0)
-        lowest = min(lowest, *values[seen]) if seen.any() else lowest
-        ax.plot(products[seen], values[seen], marker=".", markersize=3, linewidth=1, label=label)
+    curves = residual_series(history)
+    for curve in curves:
+        ax.plot(
+            curve.products, curve.values, marker=".", markersize=3, linewidth=1, label=curve.label
+        )
     if history.get("tol") is not None:
         ax.axhline(float(history["tol"]), color="0.3", linestyle="--", linewidth=1, label="tol")
     ax.set_yscale("log")
-    if lowest < LOWEST_RESIDUAL:
+    if min((y for curve in curves for y in curve.values), default=1.0) < LOWEST_RESIDUAL:
         ax.set_ylim(bottom=LOWEST_RESIDUAL)
-    ax.set_xlabel("products F·v")
-    ax.set_ylabel("‖Fv − θv‖ / λmax")
+    ax.set_xlabel(PRODUCTS_TITLE)
+    ax.set_ylabel(RESIDUAL_TITLE)
     if curves:
         ax.legend(fontsize="small", ncols=2 if len(curves) > 5 else 1)
     if title is not None:
         ax.set_title(title)
     return figure
-
-
-def _curves(residuals: Any, eigenindex: Sequence[Any] | None) -> dict[str, Array]:
-    """One labelled curve a pair, from rows (one a time) or a mapping."""
-    if isinstance(residuals, Mapping):
-        return {str(k): np.asarray([_number(v) for v in values]) for k, values in residuals.items()}
-    rows = [[_number(v) for v in row] for row in residuals]
-    pairs = max((len(row) for row in rows), default=0)
-    labels = [f"index {i}" for i in eigenindex] if eigenindex is not None else []
-    labels += [f"pair {j}" for j in range(len(labels), pairs)]
-    padded = [row + [np.nan] * (pairs - len(row)) for row in rows]
-    return {labels[j]: np.asarray([row[j] for row in padded]) for j in range(pairs)}
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
 
 
 def sensitivity(

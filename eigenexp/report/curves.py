@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from eigenexp.errors import InputError
+from eigenexp.plots.series import (
+    EIGENVALUE_TITLE,
+    PRODUCTS_TITLE,
+    RESIDUAL_TITLE,
+    Series,
+    eigenvalue_series,
+    residual_series,
+    worst_series,
+)
 
 __all__ = ["Chart", "Line", "comparison_chart", "eigenvalue_chart", "residual_chart"]
 
@@ -48,64 +59,44 @@ class Chart:
     bottom: int = BOTTOM
 
 
-Series = tuple[str, Sequence[float], Sequence[float]]
-
-
 def residual_chart(history: Mapping[str, Any] | None, tol: float) -> Chart | None:
     """Return the residual of every pair against products; ``None`` where nothing is recorded."""
-    series = _series(history, "residuals")
-    return _chart(series, "Residuals", "‖Fv − λv‖ / λmax", rule=(tol, "tol"))
+    series = _read(residual_series, history)
+    return _chart(series, "Residuals", RESIDUAL_TITLE, rule=(tol, "tol"))
 
 
 def eigenvalue_chart(history: Mapping[str, Any] | None) -> Chart | None:
     """Return the estimate of every eigenvalue against products."""
-    return _chart(_series(history, "eigenvalues"), "Eigenvalues", "λ")
+    return _chart(_read(eigenvalue_series, history), "Eigenvalues", EIGENVALUE_TITLE)
 
 
 def comparison_chart(runs: Sequence[tuple[str, Mapping[str, Any] | None]]) -> Chart | None:
     """Return the worst residual of each run against products; one colour a run."""
     series: list[Series] = []
     for name, history in runs:
-        curves = _series(history, "residuals")
-        if curves:
-            worst = [
-                max(ys) if all(math.isfinite(y) for y in ys) else math.nan
-                for ys in zip(*(values for _, _, values in curves), strict=True)
-            ]
-            series.append((name, curves[0][1], worst))
-        else:
-            series.append((name, [], []))
-    return _chart(series, "Worst residual of each run", "‖Fv − λv‖ / λmax")
+        try:
+            series.append(worst_series(name, history))
+        except InputError:
+            series.append(Series(name, [], []))
+    return _chart(series, "Worst residual of each run", RESIDUAL_TITLE)
 
 
-def _series(history: Mapping[str, Any] | None, kind: str) -> list[Series]:
-    """Return ``(pair, products, values)``; what does not fit the shape is left out."""
-    if history is None or not history.get("products"):
-        return []
-    products = [float(x) for x in history["products"]]
-    found: list[Series] = []
-    for name, values in sorted((history.get(kind) or {}).items(), key=lambda e: _order(e[0])):
-        if len(values) == len(products):
-            label = f"{name} pair" if name == "worst" else f"pair {name}"
-            found.append((label, products, [float(value) for value in values]))
-    return found
-
-
-def _order(name: str) -> tuple[int, float]:
-    """Sort from the largest eigenvalue to the smallest: 0, 1, …, -2, -1."""
+def _read(
+    read: Callable[[Mapping[str, Any] | None], list[Series]], history: Mapping[str, Any] | None
+) -> list[Series]:
+    """Return the curves of a record; one that does not fit together has none."""
     try:
-        index = int(name)
-    except ValueError:
-        return (2, 0)
-    return (0, index) if index >= 0 else (1, index)
+        return read(history)
+    except InputError:
+        return []
 
 
 def _chart(
     series: Sequence[Series], title: str, y_title: str, rule: tuple[float, str] | None = None
 ) -> Chart | None:
     kept = [
-        (name, number, [(x, y) for x, y in zip(xs, ys, strict=True) if _is_drawable(x, y)])
-        for number, (name, xs, ys) in enumerate(series)
+        (curve.label, number, list(zip(curve.products, curve.values, strict=True)))
+        for number, curve in enumerate(series)
     ]
     points = [point for _, _, curve in kept for point in curve]
     if not points:
@@ -136,11 +127,7 @@ def _chart(
     drawn = None
     if rule is not None and rule[0] > 0:
         drawn = (to_y(math.log10(rule[0])), f"{rule[1]} {rule[0]:.0e}")
-    return Chart(title, "products F·v", y_title, lines, x_ticks, y_ticks, drawn)
-
-
-def _is_drawable(x: float, y: float) -> bool:
-    return math.isfinite(x) and x >= 0 and math.isfinite(y) and y > 0
+    return Chart(title, PRODUCTS_TITLE, y_title, lines, x_ticks, y_ticks, drawn)
 
 
 def _thin(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:

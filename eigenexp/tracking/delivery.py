@@ -8,13 +8,15 @@ import logging
 import math
 from typing import Any
 
-from eigenexp.errors import RunNotFoundError, TrackingError
-from eigenexp.tracking.files import remove_leftovers, write_text_atomic
-from eigenexp.tracking.names import check_run_id, clean_key
-from eigenexp.tracking.spool import Record, Spool, SpoolState, is_sound
-from eigenexp.tracking.store import LOCAL_ID_TAG, MAX_PARAM_LENGTH, WRITER_TAG, Store
-from eigenexp.tracking.texts import one_line, with_userinfo
-from eigenexp.tracking.uploads import Uploads, image_place
+from eigenexp.errors import TrackingError
+from eigenexp.tracking.files import write_text_atomic
+from eigenexp.tracking.names import clean_key
+from eigenexp.tracking.params import MAX_PARAM_LENGTH, log_params
+from eigenexp.tracking.records import Record, is_sound
+from eigenexp.tracking.spool_run import SpoolRun, check_active
+from eigenexp.tracking.store import WRITER_TAG
+from eigenexp.tracking.texts import one_line
+from eigenexp.tracking.uploads import image_place
 
 __all__ = ["Sender"]
 
@@ -24,7 +26,7 @@ BATCH_POINTS = 1000
 _PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
-class Sender:
+class Sender(SpoolRun):
     """Delivers one spool; every step may fail and be repeated, nothing is delivered twice.
 
     Parameters
@@ -35,15 +37,6 @@ class Sender:
         Where to; by default what the spool's ``meta.json`` says, with the user and password that
         ``MLFLOW_TRACKING_URI`` has for the same address.
     """
-
-    def __init__(self, spool: Spool, store: Store | None = None) -> None:
-        self.spool = spool
-        self.meta = spool.meta
-        self.store = store or Store(self.meta["root"], with_userinfo(self.meta["uri"]))
-        self.state = spool.read_state()
-        self._uploads = Uploads(spool, self.store)
-        self._connected = False
-        self._taken_over = False
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -59,6 +52,7 @@ class Sender:
             if self.store.was_replaced:
                 raise TrackingError(f"{self.store.address}: another file lies there than before")
             self._connect()
+            self._look_for_rival()
             moved = self._send_batch()
             return self._upload_one() or moved
         except Exception:
@@ -67,6 +61,14 @@ class Sender:
             self.state = self.spool.read_state()
             self._connected = False
             raise
+
+    def _look_for_rival(self) -> None:
+        """Renew the claim to a server's run; note who has resumed it elsewhere in the meantime."""
+        if not self.store.is_server or self._taken_over or self.state.status != "RUNNING":
+            return
+        if not self._lease.renew(self._run_id):
+            self._connected = False
+            self._connect()  # tells, and sees to it that nothing is doubled
 
     @property
     def is_drained(self) -> bool:
@@ -83,6 +85,8 @@ class Sender:
         """Set FAILED on a run whose process is gone without a word."""
         if not self._taken_over and self.state.status in (None, "RUNNING") and self.state.run_id:
             self.store.finish_run(self.state.run_id, "FAILED")
+            if self.store.is_server:
+                self._lease.end(self.state.run_id)
             self.state.status = "FAILED"
             self._keep()
 
@@ -92,119 +96,6 @@ class Sender:
         if self.state.creating and self.state.run_id is not None:
             self.store.adopt_run(self._local_id, keep=self.state.run_id)
         self.spool.remove()
-
-    def _keep(self) -> None:
-        self.state.error = None
-        self.spool.write_state(self.state)
-
-    # -- the run ---------------------------------------------------------------------------------
-
-    def _connect(self) -> None:
-        """Create the run, or find out what the store has of it already."""
-        if self._connected:
-            return
-        state = self.state
-        if state.run_id is None:
-            state.run_id = self._existing_run() or self._create_run()
-            self._keep()
-        run = self._find_run(state.run_id)
-        if run is None:
-            self._begin_anew()
-            self._connect()
-            return
-        _check_active(run)
-        if state.lost:
-            state.floor, state.lost = self._steps_of_store(), False
-            self._keep()
-        state.params = {**state.params, **run.data.params}
-        writer = run.data.tags.get(WRITER_TAG)
-        # Another spool (another machine) has continued this run: what it sent must not be doubled,
-        # nor its checkpoints and status be overwritten by older ones.
-        self._taken_over = writer not in (None, self.meta["local_id"]) and bool(state.session)
-        if self._taken_over:
-            state.floor = self._steps_of_store()
-            self._keep()
-        folder = self.store.local_artifacts(state.run_id)
-        if folder is not None:
-            remove_leftovers(folder)
-        self._connected = True
-
-    def _find_run(self, run_id: str) -> Any:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self.store.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-        return None
-
-    def _begin_anew(self) -> None:
-        """Forget what a lost store had: the run is made again and sent from the journal's start."""
-        before = self.state
-        found = self.store.adopt_run(self._local_id)  # raises where the store does not answer well
-        if found is not None and found == before.run_id:
-            raise TrackingError(f"{self.store.address}: has run {found}, and has it not")
-        if found is not None:
-            before.run_id = found
-            self._keep()
-            return
-        log.warning(
-            "run %s is no longer in %s: it is made anew there and sent from its beginning",
-            before.run_id,
-            self.store.address,
-        )
-        first = self.spool.first_segment
-        self.state = SpoolState(
-            creating=True,
-            segment=first,
-            # Of what the journal has no record of any more.
-            uploads=before.uploads if first > 1 else [],
-            former=before.former or before.run_id,
-            rejected=before.rejected,
-        )
-        self._keep()
-
-    @property
-    def _local_id(self) -> str:
-        """What a run made by this spool is found by."""
-        return str(self.meta.get("run_id") or self.state.former or self.meta["local_id"])
-
-    def _existing_run(self) -> str | None:
-        """Return the id of the run to continue, or ``None`` where the store has none.
-
-        A run that began without this store, or whose store was lost, is made anew there; its id is
-        then its ``local_id``.
-        """
-        wanted = self.meta.get("run_id")
-        if wanted is None:
-            return None
-        try:
-            return check_run_id(self.store.find_run(str(wanted)).info.run_id)
-        except RunNotFoundError:
-            log.warning("run %s is not in %s: it begins there anew", wanted, self.store.address)
-            return None
-
-    def _create_run(self) -> str:
-        meta, state = self.meta, self.state
-        # A creation that was cut off, or sent again by the client, may have happened.
-        found = self.store.adopt_run(self._local_id) if state.creating else None
-        if found is not None:
-            return found
-        state.creating = True
-        self.spool.write_state(state)
-        tags = {**meta["tags"], LOCAL_ID_TAG: self._local_id, WRITER_TAG: meta["local_id"]}
-        run_id = self.store.create_run(meta["experiment"], meta["run_name"], tags)
-        return self.store.adopt_run(self._local_id) or run_id
-
-    def _steps_of_store(self) -> dict[str, int]:
-        return {**self.store.last_steps(self._run_id), **self._uploads.last_steps(self._run_id)}
-
-    @property
-    def _run_id(self) -> str:
-        if self.state.run_id is None:
-            raise TrackingError("sender: expected a run, got none yet")
-        return self.state.run_id
 
     # -- journal ---------------------------------------------------------------------------------
 
@@ -281,7 +172,7 @@ class Sender:
         """Raise what may pass; MLflow calls a deleted run by the same code as a bad value."""
         if error.error_code not in _PERMANENT:
             raise error
-        _check_active(self.store.client.get_run(self._run_id))
+        check_active(self.store.client.get_run(self._run_id))
 
     def _set_aside(self, record: Record, reason: str) -> None:
         log.warning("%s: a record is set aside: %s", self.meta["local_id"], reason)
@@ -327,21 +218,26 @@ class Sender:
 
     def _begin_session(self, record: Record) -> None:
         state = self.state
-        state.ended = False
+        state.ended, state.rival = False, None
         if record["resume"]:
             state.floor = {
                 key: max(state.steps.get(key, -1), step)
                 for key, step in {**state.steps, **self._steps_of_store()}.items()
             }
             run = self.store.resume_run(self._run_id)
+            holder = self._lease.holder(run.data.tags)
+            if holder is not None:
+                state.rival = f"{holder} seems to be at work on it still"
             self.store.client.set_tag(run.info.run_id, WRITER_TAG, self.meta["local_id"])
             self._taken_over = False
+        if self.store.is_server:
+            self._lease.take(self._run_id)
         state.status = "RUNNING"
         state.session = record
 
     def _log_params(self, params: dict[str, Any]) -> None:
         params = {key: _text(value) for key, value in params.items()}
-        fresh = self.store.log_params(self._run_id, params, self.state.params)
+        fresh = log_params(self.store, self._run_id, params, self.state.params)
         self.state.params.update(fresh)
         if any(len(value) > MAX_PARAM_LENGTH for value in params.values()):
             folder = self.spool.new_file_folder()
@@ -356,6 +252,8 @@ class Sender:
             while self._upload_one():
                 pass
         self.store.finish_run(self._run_id, status)
+        if self.store.is_server:
+            self._lease.end(self._run_id)
         self.state.status = status
 
     # -- uploads ---------------------------------------------------------------------------------
@@ -399,15 +297,6 @@ class Sender:
         self._keep()
         self._uploads.discard(record)
         return True
-
-
-def _check_active(run: Any) -> None:
-    """Raise where a run was deleted: it takes nothing until it is restored, or gone for good."""
-    if run.info.lifecycle_stage != "active":
-        raise TrackingError(
-            f"run {run.info.run_id}: expected one in use, got one that was deleted in MLflow, or "
-            "whose experiment was; what it has to tell waits until it is restored"
-        )
 
 
 def _text(value: Any) -> str:

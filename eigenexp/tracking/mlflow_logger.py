@@ -23,7 +23,7 @@ from eigenexp.errors import TrackingError
 from eigenexp.storage.plain import leaves, plain
 from eigenexp.tracking.names import STATUSES, check_experiment_name, check_run_id
 from eigenexp.tracking.outbox import Outbox
-from eigenexp.tracking.spool import Record
+from eigenexp.tracking.records import Record
 from eigenexp.tracking.store import Store
 
 __all__ = ["MLflowLogger"]

@@ -16,8 +16,9 @@ from typing import Any
 from eigenexp.errors import TrackingError
 from eigenexp.tracking.files import safe_relative, snapshot, sync_files
 from eigenexp.tracking.names import check_run_id
+from eigenexp.tracking.records import Record, session_record
 from eigenexp.tracking.sender import start_sender
-from eigenexp.tracking.spool import Record, Spool, SpoolState, find_spools, session_record
+from eigenexp.tracking.spool import Spool, SpoolState, find_spools
 from eigenexp.tracking.store import Store
 from eigenexp.tracking.texts import printable
 
@@ -81,6 +82,7 @@ class Outbox:
         self.spool = spool
         self._local_id = str(spool.meta["local_id"])
         self._run_id: str | None = None
+        self._rival = spool.read_state().rival  # told to whoever was here before
         self.append(session_record(resume=run_id is not None, run_id=run_id))
         if run_id is not None and tags:
             self.append({"k": "t", "v": dict(tags)})
@@ -111,6 +113,9 @@ class Outbox:
     def _read_state(self) -> SpoolState:
         state = self.spool.read_state()
         self._run_id = state.run_id or self._run_id
+        if state.rival is not None and state.rival != self._rival:
+            self._rival = state.rival
+            log.warning("run %s: %s", self._run_id or self._local_id, printable(state.rival))
         return state
 
     def append(self, record: Record) -> None:
@@ -168,6 +173,7 @@ class Outbox:
             self.spool.sync()
         except OSError as error:
             self._tell_once(error)
+        self._read_state()  # tells of a rival
         if self._process is None or self._process.poll() is not None:
             self._launch()
 

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,23 +22,12 @@ from typing import Any
 
 from eigenexp.errors import TrackingError
 from eigenexp.tracking.files import write_text_atomic
-from eigenexp.tracking.names import STATUSES, sqlite_uri
+from eigenexp.tracking.names import sqlite_uri
+from eigenexp.tracking.records import Record, parse_record
 
-__all__ = [
-    "Record",
-    "Spool",
-    "SpoolState",
-    "find_spools",
-    "is_sound",
-    "session_record",
-    "spool_folder",
-]
-
-Record = dict[str, Any]
+__all__ = ["Spool", "SpoolState", "find_spools", "spool_folder"]
 
 SEGMENT_BYTES = 4 << 20
-_LARGEST = 2**63 - 1  # of a step or time stamp in a store
-_DEEPEST = 20  # levels in a record: parameters come flat
 _SEGMENT = re.compile(r"journal-(\d{6})\.jsonl")
 
 
@@ -292,7 +280,7 @@ class Spool:
                             break
                         offset += len(line)
                         limit -= 1
-                        yield _parsed(line), segment, offset
+                        yield parse_record(line), segment, offset
                         if limit <= 0:
                             return
             if not self._segment_path(segment + 1).exists():
@@ -342,61 +330,3 @@ def _is_like(value: Any, default: Any) -> bool:
     if default is None:
         return value is None or isinstance(value, str)
     return type(value) is type(default)
-
-
-def _parsed(line: bytes) -> Record:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
-    if isinstance(record, dict) and _is_flat(record, _DEEPEST):
-        return record
-    return {"k": "damaged", "line": line[:2000].decode("utf-8", "replace")}
-
-
-def _is_flat(value: Any, levels: int) -> bool:
-    if not isinstance(value, (dict, list)):
-        return True
-    inside = value.values() if isinstance(value, dict) else value
-    return levels > 0 and all(_is_flat(entry, levels - 1) for entry in inside)
-
-
-def is_sound(record: Record) -> bool:
-    """Whether a line is a record this version knows, of kinds and sizes that a store takes."""
-    kinds = _KINDS.get(str(record.get("k")))
-    if kinds is None or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
-        return False
-    if any(not -_LARGEST <= record[key] <= _LARGEST for key in ("s", "t") if key in kinds):
-        return False
-    if record["k"] == "status":
-        return record["v"] in STATUSES
-    numbers = record["v"].values() if record["k"] == "m" else ()
-    return all(isinstance(name, str) for name in record.get("files", [])) and all(
-        isinstance(number, float) or (isinstance(number, int) and abs(number) <= _LARGEST)
-        for number in numbers
-    )
-
-
-_FILES = {"files": list}
-_KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "session": {"pid": int, "host": str, "resume": bool},
-    "m": {"t": int, "s": int, "v": dict},
-    "p": {"v": dict},
-    "t": {"v": dict},
-    "a": {**_FILES, "to": str, "slot": (str, type(None))},
-    "i": {**_FILES, "key": str, "t": int, "s": int},
-    "status": {"v": str},
-    "end": {},
-}
-
-
-def session_record(*, resume: bool, run_id: str | None) -> Record:
-    """Return the record a writing process begins with."""
-    return {
-        "k": "session",
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "resume": resume,
-        "run_id": run_id,
-        "id": uuid.uuid4().hex,
-    }

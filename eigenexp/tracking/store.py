@@ -20,21 +20,21 @@ from eigenexp.tracking.database import (
 )
 from eigenexp.tracking.environment import quiet_mlflow
 from eigenexp.tracking.files import copy_atomic, safe_relative
-from eigenexp.tracking.names import STATUSES, check_run_id, clean_key, is_run_id, sqlite_uri
+from eigenexp.tracking.names import STATUSES, check_run_id, is_run_id, sqlite_uri
 from eigenexp.tracking.texts import one_line, without_userinfo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["LOCAL_ID_TAG", "RESUME_COUNT_TAG", "WRITER_TAG", "Store", "local_store"]
+__all__ = ["LEASE_TAG", "LOCAL_ID_TAG", "RESUME_COUNT_TAG", "WRITER_TAG", "Store", "local_store"]
 
+LEASE_TAG = "eigenexp.lease"
 LOCAL_ID_TAG = "eigenexp.local_id"
 RESUME_COUNT_TAG = "eigenexp.resume_count"
 WRITER_TAG = "eigenexp.writer"
 
 _LOCK_SECONDS = 120
-MAX_PARAM_LENGTH = 500
 
 
 def local_store(root: str | os.PathLike[str] = "mlruns") -> Store:
@@ -339,33 +339,6 @@ class Store:
             for key in run.data.metrics
         }
 
-    # -- parameters ------------------------------------------------------------------------------
-
-    def log_params(
-        self, run_id: str, params: Mapping[str, Any], known: Mapping[str, str] | None = None
-    ) -> dict[str, str]:
-        """Log parameters; a changed one becomes the tag ``drift.<name>``. Return what was logged.
-
-        Values longer than 500 characters are cut. Parameters of a run never change in MLflow.
-        """
-        from mlflow.entities import Param, RunTag
-
-        if known is None:
-            known = self.client.get_run(run_id).data.params
-        values = {clean_key(str(key)): _cut(value) for key, value in params.items()}
-        fresh = {key: value for key, value in values.items() if key not in known}
-        tags = [
-            RunTag(f"drift.{key}", _cut(f"{known[key]} → {value}"))
-            for key, value in values.items()
-            if key in known and known[key] != value
-        ]
-        entries = [Param(key, value) for key, value in fresh.items()]
-        for start in range(0, max(len(entries), len(tags)), 100):
-            self.client.log_batch(
-                run_id, params=entries[start : start + 100], tags=tags[start : start + 100]
-            )
-        return fresh
-
     # -- artifacts -------------------------------------------------------------------------------
 
     def upload(self, run_id: str, path: Path, artifact_path: str, name: str | None = None) -> None:
@@ -401,11 +374,6 @@ class Store:
                 )
             self._folders[run_id] = folder
         return self._folders[run_id]
-
-
-def _cut(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= MAX_PARAM_LENGTH else text[: MAX_PARAM_LENGTH - 1] + "…"
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.tracking.delivery import Sender
-from eigenexp.tracking.spool import Record, Spool, find_spools
+from eigenexp.tracking.records import Record
+from eigenexp.tracking.spool import Spool, find_spools
 from eigenexp.tracking.texts import one_line, printable
 
 __all__ = ["SyncReport", "sync"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from eigenexp.errors import TrackingError
 from eigenexp.tracking.files import safe_relative
 from eigenexp.tracking.names import clean_key
-from eigenexp.tracking.spool import Record, Spool
+from eigenexp.tracking.records import Record
+from eigenexp.tracking.spool import Spool
 from eigenexp.tracking.store import Store
 
 __all__ = ["Uploads", "image_place"]

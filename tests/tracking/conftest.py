@@ -14,7 +14,8 @@ import pytest
 
 from eigenexp.tracking import Store, local_store
 from eigenexp.tracking.delivery import Sender
-from eigenexp.tracking.spool import Spool, session_record
+from eigenexp.tracking.records import session_record
+from eigenexp.tracking.spool import Spool
 
 
 @pytest.fixture(scope="session")

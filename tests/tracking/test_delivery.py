@@ -13,7 +13,8 @@ from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.tracking import list_artifacts, sync
 from eigenexp.tracking.delivery import Sender
 from eigenexp.tracking.mlflow_logger import MLflowLogger
-from eigenexp.tracking.spool import SpoolState, find_spools, session_record
+from eigenexp.tracking.records import session_record
+from eigenexp.tracking.spool import SpoolState, find_spools
 from eigenexp.tracking.uploads import Uploads
 from tests.tracking.conftest import drain, history, new_spool, point
 

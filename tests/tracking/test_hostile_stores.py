@@ -9,7 +9,8 @@ import pytest
 
 from eigenexp.tracking import download_artifact, list_artifacts
 from eigenexp.tracking.delivery import Sender
-from eigenexp.tracking.spool import Spool, session_record
+from eigenexp.tracking.records import session_record
+from eigenexp.tracking.spool import Spool
 from tests.attacks import (
     Attacks,
     Place,

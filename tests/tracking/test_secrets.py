@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from eigenexp.errors import EigenexpError
-from eigenexp.tracking import Store, delivery, sync
+from eigenexp.tracking import Store, spool_run, sync
 from eigenexp.tracking.children import ChildRuns
 from eigenexp.tracking.mlflow_logger import MLflowLogger
 from eigenexp.tracking.spool import find_spools
@@ -107,13 +107,13 @@ def test_what_waits_is_sent_with_the_password_of_the_environment(server, root, m
     (spool,) = find_spools(root)
     (spool.folder / "meta.json").write_text(json.dumps({**spool.meta, "uri": server.uri}))
     seen = []
-    real = delivery.Store
+    real = spool_run.Store
 
     def keep_address(root, uri):
         seen.append(uri)
         return real(root, uri)
 
-    monkeypatch.setattr(delivery, "Store", keep_address)
+    monkeypatch.setattr(spool_run, "Store", keep_address)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", f"//bob:{SECRET}@"))
     (report,) = sync(root)
     assert report.complete

@@ -9,6 +9,7 @@ import pytest
 from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.tracking import Store, local_store
 from eigenexp.tracking.names import clean_key
+from eigenexp.tracking.params import log_params
 
 EIGHT = """
 import sys
@@ -111,8 +112,8 @@ def test_status_and_resumption(store):
 
 def test_changed_params_become_drift_tags(store):
     run_id = store.create_run("e")
-    store.log_params(run_id, {f"p{i}": i for i in range(150)})
-    store.log_params(run_id, {"p0": 5, "p1": 1, "new": "x", "long": "y" * 9000})
+    log_params(store, run_id, {f"p{i}": i for i in range(150)})
+    log_params(store, run_id, {"p0": 5, "p1": 1, "new": "x", "long": "y" * 9000})
     run = store.find_run(run_id)
     assert run.data.params["p0"] == "0"
     assert run.data.tags["drift.p0"] == "0 → 5"
