@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigenexp.operators.probing import uncompiled
 from eigenexp.operators.responses import response_parts
 from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.storage.plain import plain
@@ -187,7 +188,7 @@ def model_fingerprint(
         facts["weights_sha256"] = digest.hexdigest()
         facts["num_parameters"] = sum(p.numel() for p in model.parameters())
     if response is None:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             parts = response_parts(model(image))
         response = torch.cat([part.reshape(-1) for part in parts])
     output = response.detach().cpu().reshape(-1)

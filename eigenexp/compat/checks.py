@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eigenexp.compat.files import PLENOPTIC_NAMES, Content, object_name
 from eigenexp.errors import CheckpointError, summary
+from eigenexp.operators.probing import uncompiled
 from eigenexp.operators.responses import response_values
 
 __all__ = ["LoadWarning", "Owner", "check"]
@@ -64,7 +65,7 @@ def check(owner: Owner, content: Content, strict: bool, atol: float, rtol: float
     if differing:
         fail(differing)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             output = owner.model(content.state.image)
     except Exception as error:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from torch import Tensor
 from eigenexp.compat.orthogonal_iteration import OrthogonalIteration
 from eigenexp.compat.state import RESULTS, SPECTRUM_TENSORS, Search, State
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, first_line, summary
+from eigenexp.operators.probing import uncompiled
 from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 from eigenexp.storage.archives import archive_fault
@@ -78,7 +79,7 @@ def write(
         Attributes somebody added to the object.
     """
     image = state.image.detach()
-    with torch.no_grad():
+    with torch.no_grad(), uncompiled():
         output = model(image)
     response = response_values(output).detach()
     content: dict[str, Any] = {

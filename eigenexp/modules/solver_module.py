@@ -15,9 +15,10 @@ from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
 from eigenexp.checkpoints.provenance import checkpoint_metadata, model_fingerprint
 from eigenexp.eigensolvers import Eigensolver, Progress, make_solver
 from eigenexp.eigensolvers.recasting import recast_solver, state_dtype
-from eigenexp.errors import CheckpointError, InputError, InputTypeError
+from eigenexp.errors import CheckpointError, InputError
 from eigenexp.modules.turns import TurnModule, count_on, operator_settings
 from eigenexp.operators import AverageFisherOperator, FisherOperator
+from eigenexp.operators.probing import check_callable
 from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.storage.plain import plain
 
@@ -57,8 +58,7 @@ class SolverModule(TurnModule):
         operator_options: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        if not callable(model):
-            raise InputTypeError(f"model: expected a callable, got {type(model).__name__}")
+        check_callable(model)
         # Held, not registered: the model is an input of the problem, not what is trained. It is
         # then in no state dict, no DDP bucket, and keeps its eval mode.
         self._held = (model,)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from eigenexp.checkpoints.agreement import check_same
 from eigenexp.distributed.ranks import RankLostError, agree, in_all_processes
 from eigenexp.eigensolvers import check_settings
-from eigenexp.errors import CheckpointError, EigenexpError, InputError, InputTypeError, one_line
+from eigenexp.errors import CheckpointError, EigenexpError, InputError, one_line
 from eigenexp.modules.turns import TurnModule, check_trainer, is_double, operator_settings
+from eigenexp.operators.probing import check_callable
 from eigenexp.pictures.sources import PictureSource, picture_sources
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
@@ -107,8 +108,7 @@ class StudyModule(TurnModule):
         **solver_options: Any,
     ) -> None:
         super().__init__()
-        if not callable(model):
-            raise InputTypeError(f"model: expected a callable, got {type(model).__name__}")
+        check_callable(model)
         for name, value in (("batch_size", batch_size), ("cohort", cohort)):
             if value not in ("auto", None) and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}: expected at least 1 picture or 'auto', got {value!r}")

@@ -20,12 +20,14 @@ from eigenexp.operators.responses import flatten_response
 __all__ = [
     "Linearization",
     "Model",
+    "check_callable",
     "check_image",
     "copy_image",
     "gradient",
     "linearize",
     "no_gradient",
     "respond",
+    "uncompiled",
     "undisturbed",
 ]
 
@@ -104,7 +106,7 @@ def undisturbed(model: Model, device: torch.device) -> Iterator[None]:
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
-        _uncompiled(),
+        uncompiled(),
         _random_states(device),
         _module_state(model),
     ):
@@ -112,7 +114,11 @@ def undisturbed(model: Model, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _uncompiled() -> Iterator[None]:
+def uncompiled() -> Iterator[None]:
+    """Run what a model has compiled of itself as it was written.
+
+    For a few runs: compiling takes seconds, and its arithmetic is another.
+    """
     # Where nothing was compiled, there is no need to import the compiler.
     if "torch._dynamo" not in sys.modules:
         yield
@@ -162,6 +168,22 @@ def _module_state(model: Model) -> Iterator[None]:
                 if buffer.device.type != "cpu" or not torch.equal(buffer, copy):
                     # Through .data: a kept graph may hold the buffer, as it is put back to be.
                     buffer.data.copy_(copy)
+
+
+def check_callable(model: Any) -> None:
+    """Refuse what cannot be a model, before it is moved or run.
+
+    Raises
+    ------
+    InputTypeError
+        When it is not callable.
+    ModelError
+        When a weight of it has no shape yet.
+    """
+    if not callable(model):
+        raise InputTypeError(f"model: expected a callable, got {type(model).__name__}")
+    if isinstance(model, torch.nn.Module):
+        _check_initialized(model)
 
 
 def _check_initialized(module: torch.nn.Module) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import eigenexp as ee
 from eigenexp.errors import EigenexpError, ImageError, InputError, InputTypeError, ModelError
 from eigenexp.operators import FisherOperator, JacobianOperator
 from tests.operators.zoo import Lambda, NumpyCube, build
@@ -161,3 +162,5 @@ def test_a_lazy_module_is_told_what_it_lacks():
     lazy = nn.Sequential(nn.LazyConv2d(3, 3), nn.ReLU())
     with pytest.raises(ModelError, match=r"got 0\.weight without one.*call the model once"):
         FisherOperator(lazy, image(dtype=torch.float32))
+    with pytest.raises(ModelError, match="a lazy module"):
+        ee.EigendistortionModule(lazy, image(dtype=torch.float32))
