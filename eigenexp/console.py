@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Collection, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import TextIO
 
 from eigenexp.errors import EigenexpError, one_line
 
@@ -31,10 +32,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def say(text: str) -> None:
+def say(text: str, file: TextIO | None = None) -> None:
     """Print lines a person reads; names in them are foreign, and shown as they are."""
     for line in text.split("\n"):
-        print(printable(line), flush=True)
+        print(printable(line), file=file, flush=True)
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:

@@ -15,18 +15,15 @@ import lightning as L
 
 from eigenexp.distributed.ranks import agree
 from eigenexp.errors import InputError
+from eigenexp.storage.processes import STOP_FLAG, STOP_SIGNALS
 
 __all__ = ["GracefulStop"]
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
-
 
 def _ignore_signals() -> None:
-    for number in _SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -108,11 +105,12 @@ class GracefulStop(L.Callback):
         """Put the handlers in place (signals reach Python's main thread only)."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             previous = signal.signal(number, self._handle)
             self._previous.setdefault(number, previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        STOP_FLAG.set(number)  # also one that comes too late for this run
         if self._pending is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._pending = number
@@ -155,8 +153,8 @@ class GracefulStop(L.Callback):
 
         if not anywhere(pending is not None):
             return None
-        heard = [anywhere(pending == number) for number in _SIGNALS]
-        return _SIGNALS[heard.index(True)] if any(heard) else None
+        heard = [anywhere(pending == number) for number in STOP_SIGNALS]
+        return STOP_SIGNALS[heard.index(True)] if any(heard) else None
 
     def _restore(self) -> None:
         if self._listens:

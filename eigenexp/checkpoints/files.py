@@ -19,10 +19,10 @@ import stat
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import torch
 
@@ -35,12 +35,15 @@ from eigenexp.storage.atomic import remove_orphans, replacing, write_json_atomic
 
 __all__ = [
     "METADATA_KEY",
+    "Checkpoint",
     "CheckpointWarning",
     "Seal",
     "find_checkpoint",
     "load_checkpoint",
     "load_metadata",
     "metadata_path",
+    "newest_checkpoint",
+    "read_checkpoint",
     "save_checkpoint",
     "sealed_step",
     "verify_checkpoint",
@@ -69,6 +72,48 @@ class Seal:
 
     step: int | None
     sha256: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint file that was proven whole and read, once, in this process.
+
+    Attributes
+    ----------
+    path
+        Where it is.
+    seal
+        What its seal tells.
+    content
+        Its dictionary. Lightning changes it when it resumes from it.
+    """
+
+    path: Path
+    seal: Seal
+    content: dict[str, Any] = field(repr=False)
+
+    @property
+    def step(self) -> int:
+        """The solver step it was saved at."""
+        step = self.content.get("global_step") if self.seal.step is None else self.seal.step
+        return step if isinstance(step, int) else 0
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The facts it carries, brought to the present schema.
+
+        Raises
+        ------
+        CheckpointError
+            When there are none, or their schema is newer.
+        """
+        metadata = _metadata(self.content)
+        if "schema_version" not in metadata:
+            raise CheckpointError(
+                f"{self.path}: expected eigenexp's metadata in the checkpoint, got none; use a "
+                "checkpoint written by an eigenexp run"
+            )
+        return migrate_metadata(metadata)
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -193,11 +238,22 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     Raises
     ------
     CheckpointError
+        As :func:`read_checkpoint`.
+    """
+    return read_checkpoint(path, map_location).content
+
+
+def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
+    """Verify a checkpoint and read it from the same open file; nothing in it is executed.
+
+    Raises
+    ------
+    CheckpointError
         When it is missing, damaged, foreign, or holds objects other than tensors and plain
         containers.
     """
     with _open_regular(path) as file:
-        _verify(file, Path(path))
+        seal = _verify(file, Path(path))
         file.seek(0)
         try:
             loaded = torch.load(file, map_location=map_location, weights_only=True)
@@ -223,7 +279,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
                 f"{path}: expected tensors that the file holds, got one of shape "
                 f"{tuple(tensor.shape)} that claims more than the whole file; refused"
             )
-    return loaded
+    return Checkpoint(Path(path), seal, loaded)
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -234,13 +290,10 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     CheckpointError
         As :func:`load_checkpoint`, or when there is no metadata or its schema is newer.
     """
-    metadata = _metadata(load_checkpoint(path))
-    if "schema_version" not in metadata:
-        raise CheckpointError(
-            f"{path}: expected eigenexp's metadata in the checkpoint, got none; use a checkpoint "
-            "written by an eigenexp run"
-        )
-    return migrate_metadata(metadata)
+    return read_checkpoint(path).metadata
+
+
+_T = TypeVar("_T")
 
 
 def find_checkpoint(folder: str | os.PathLike[str], *, clean: bool = True) -> Path:
@@ -254,37 +307,55 @@ def find_checkpoint(folder: str | os.PathLike[str], *, clean: bool = True) -> Pa
     CheckpointError
         When there is none.
     """
-    place = Path(folder)
+    return _newest(Path(folder), verify_checkpoint, clean)[0]
+
+
+def newest_checkpoint(folder: str | os.PathLike[str], *, clean: bool = True) -> Checkpoint:
+    """Return the newest valid checkpoint of a folder as :func:`find_checkpoint` does, read.
+
+    Raises
+    ------
+    CheckpointError
+        When there is none.
+    """
+    return _newest(Path(folder), read_checkpoint, clean)[1]
+
+
+def _newest(place: Path, take: Callable[[Path], _T], clean: bool) -> tuple[Path, _T]:
+    """Return the newest file that ``take`` accepts, and what it makes of it."""
     if not place.is_dir():
-        verify_checkpoint(place)
-        return place
+        return place, take(place)
     if clean:
         remove_orphans(place)
     damaged: list[str] = []
 
-    def is_whole(path: Path) -> bool:
+    def taken(path: Path) -> _T | None:
         try:
-            verify_checkpoint(path)
+            return take(path)
         except CheckpointError as error:
             damaged.append(path.name)
-            warnings.warn(f"{error}; trying an earlier one", CheckpointWarning, stacklevel=3)
-            return False
-        return True
+            warnings.warn(f"{error}; trying an earlier one", CheckpointWarning, stacklevel=4)
+            return None
 
-    sealed, others = [], []
+    sealed = []
+    best: tuple[tuple[float, bool], Path, _T] | None = None
     for path in place.iterdir():
         if path.suffix == ".ckpt":
             step = sealed_step(path)
             # A file without a seal may be the newest one, cut short: say so.
             if step is not None:
                 sealed.append((step, path.name == "last.ckpt", path))
-            elif is_whole(path):
-                others.append((path.stat().st_mtime, path.name == "last.ckpt", path))
+                continue
+            found = taken(path)
+            age = (path.stat().st_mtime, path.name == "last.ckpt")
+            if found is not None and (best is None or age > best[0]):
+                best = (age, path, found)
     for *_, path in sorted(sealed, reverse=True):
-        if is_whole(path):
-            return path
-    if others:
-        return max(others)[-1]
+        found = taken(path)
+        if found is not None:
+            return path, found
+    if best is not None:
+        return best[1:]
     got = f"only damaged ones ({', '.join(sorted(damaged))})" if damaged else "none"
     raise CheckpointError(
         f"{place}: expected a checkpoint, got {got}; start the run again or name another folder"

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from eigenexp.checkpoints.files import (
+    Checkpoint,
     CheckpointWarning,
     find_checkpoint,
     load_checkpoint,
@@ -27,7 +28,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     ``Trainer(plugins=[AtomicCheckpointIO()])``. Paths with a scheme (``s3://…``) go Lightning's
     own way, still with ``weights_only``.
+
+    Parameters
+    ----------
+    opened
+        A checkpoint that was read already: it is handed out, once, when its path is asked for.
     """
+
+    def __init__(self, opened: Checkpoint | None = None) -> None:
+        super().__init__()
+        self._opened = opened
 
     def save_checkpoint(
         self,
@@ -66,6 +76,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if _is_remote(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
         place = Path(path)
+        opened, self._opened = self._opened, None
+        if opened is not None and opened.path == place:
+            return opened.content
         if place.is_dir():
             place = find_checkpoint(place)
         try:

@@ -3,101 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from eigenexp.cli.parser import CONFIG_DIR, parse
 from eigenexp.console import printable, say, tell_error
 from eigenexp.console import quiet as _quiet
-from eigenexp.errors import EigenexpError, RunNotFoundError
+from eigenexp.errors import ConfigError, EigenexpError, InputError, RunNotFoundError
+from eigenexp.storage.plain import plain
 
 if TYPE_CHECKING:
+    from eigenexp.experiments.picture import RunResult
+    from eigenexp.experiments.study import StudyResult
+    from eigenexp.runs.folder import RunFolder
     from eigenexp.sweeps.manifest import SweepFolder
 
 __all__ = ["main"]
 
 _MOST_REPORTED = 24
-
-_DESCRIPTION = """\
-The image changes a vision model feels most and least.
-
-eigenexp finds the top and bottom eigenvectors of a model's Fisher information at a picture, as a
-tracked, resumable Lightning run, with a residual, an error bound and a status on every pair."""
-
-_EXAMPLES = """\
-examples:
-  eigenexp fit                                     OnOff at a crop of camera, one pair at each end
-  eigenexp fit model=lgg image=coffee image.crop=96 solver.k=3 trainer.precision=64-true
-  eigenexp fit image=file image.source=cat.png image.resize=64 solver=lanczos solver.tol=1e-6
-  eigenexp fit -m model=ln,lg,lgg image=camera,coffee solver.k=1,4    a sweep, one job each
-  eigenexp resume last trainer.max_steps=5000      go on where the last run stopped
-  eigenexp show last                               its table and the paths of its pictures
-  eigenexp report last                             one HTML file to send to a colleague
-  eigenexp sync                                    send what waited for the tracking store
-  eigenexp ui                                      MLflow and TensorBoard on your runs"""
-
-_FIT_KEYS = """\
-settings (key=value; see them all with --config):
-  solver.k=2              eigenpairs at each end
-  solver.which=both       top, bottom or both
-  solver.tol=1e-4         converged when |Fv - λv| <= tol * λmax
-  solver.max_products=N   budget of products F·v
-  image.crop=[t,l,h,w]    or the side of a square, about the usual crop;  image.resize=64
-  image=folder image.path=photos      many pictures: a folder, a glob ('photos/*.png') or a list
-  trainer.devices=2 parallel=pictures each process its own pictures (also: columns, average)
-  image.channels=color    gray, color or keep
-  model.layer=NAME        respond with a layer of the model, by its dotted name
-  trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
-  study.batch_size=8 study.figures=true    of many pictures; resume … study.retry_failed=true
-  study.retry_unproven=true solver.tol=1e-3   solves those again that are not proven
-  operator.recompute=true     less memory: activations between blocks are computed again
-  operator.model_dtype=bf16   the network's precision (fp16), the solver's stays float32
-  operator.compile=true       products by torch.compile, where that gives the same
-  resume=auto             go on with this command's own unfinished run, if there is one
-  run_name=…  experiment_name=…  +tags.key=value  root=mlruns  threads=2
-
-sweeps (-m): one MLflow run with a run a combination; a table in <root>/sweeps/<id>/table.csv
-  eigenexp fit -m model=ln,lg image=camera,coffee 'solver.k=range(1,4)'
-  hydra/launcher=basic    one after another; joblib: hydra.launcher.n_jobs=4 at a time
-  hydra/launcher=submitit_slurm hydra.launcher.partition=gpu hydra.launcher.timeout_min=240
-  hydra/launcher=ray      on this machine, or hydra.launcher.ray.init.address=auto
-  --retry-failed last     run only what has not finished, each from its last checkpoint"""
-
-_RESUME = """\
-A run that is not on this machine is fetched from MLFLOW_TRACKING_URI: checkpoint, configuration and
-picture, each verified by its SHA-256; it goes on in the same MLflow run. Every difference from the
-saved run is told; another model, picture or precision stops, unless you ask for it.
-
-  eigenexp resume last trainer.max_steps=5000
-  eigenexp resume 5b8d solver.tol=1e-8 trainer.precision=64-true     from the same vectors
-  MLFLOW_TRACKING_URI=https://… eigenexp resume 5b8d1c48             on another machine
-
-For a scheduler that restarts the same command: eigenexp fit … resume=auto"""
-
-_SHOW = """\
-  eigenexp show                               every run: model, picture, k, λmax, λmin, residual, …
-  eigenexp show --sort worst_residual         the best first; --sort=-lambda_max: the largest first
-  eigenexp show last                          one run: its pairs, the paths of its files
-
-columns: run, created, status, model, picture, k, lambda_max, lambda_min, worst_residual, pairs,
-products"""
-
-_REPORT = """\
-One file, no network: send it to a colleague, open it on a phone, print it. It holds the picture,
-each distortion at a strength of your choice, certificates, convergence, settings and versions.
-
-  eigenexp report last
-  eigenexp report 5b8d 91ac --output onoff-against-lgg.html    two runs side by side
-  eigenexp report 20261124-1201                                every run of a sweep
-
-A run still at work, killed or failed is reported as far as its last checkpoint; one that is not on
-this machine is fetched from MLFLOW_TRACKING_URI."""
-
-_SYNC = """\
-While a store is down or full a run goes on; what it logs waits under <root>/spool. This sends it,
-each point once, and tells every run's fate in a line. Exit code 1 when something still waits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A user's mistake is one line on standard error and exit code 1; Ctrl-C is 130.
     """
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        return int(options.run(options))
+        return int(_COMMANDS[options.command](options))
     except EigenexpError as error:
         tell_error(error)
         return 1
@@ -119,149 +47,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse; settings may stand on both sides of an option."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides = [*options.overrides, *rest]
-    return options
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="eigenexp",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name: str, run: object, text: str, epilog: str = "") -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run=run)
-        return sub
-
-    fit = command("fit", _fit, "solve, track and keep everything", _groups() + "\n\n" + _FIT_KEYS)
-    fit.add_argument("overrides", nargs="*", metavar="key=value", help="group choices and settings")
-    fit.add_argument("--config", action="store_true", help="print the configuration and stop")
-    fit.add_argument(
-        "-m", "--multirun", action="store_true", help="sweep: key=a,b runs every combination"
-    )
-    fit.add_argument(
-        "--retry-failed",
-        "--resume",
-        dest="retry",
-        metavar="SWEEP",
-        help="run what a sweep has not finished, from its checkpoints: its id or 'last'",
-    )
-
-    text = "go on with a run, ending as if it had not stopped"
-    resume = command("resume", _resume, text, _RESUME)
-    resume.add_argument("name", metavar="RUN", help="run id, its start, 'last', or a path")
-    resume.add_argument("overrides", nargs="*", metavar="key=value", help="changed settings")
-    resume.add_argument("--force", action="store_true", help="although model or picture differ")
-    resume.add_argument("--trust", action="store_true", help="build any class the run names")
-    _add_root(resume)
-
-    show = command("show", _show, "print a run's table, or the table of all runs", _SHOW)
-    show.add_argument(
-        "name", metavar="RUN", nargs="?", help="as for resume, or a sweep; else: all runs"
-    )
-    show.add_argument(
-        "--sort",
-        metavar="COLUMN",
-        default="created",
-        help="of the table of runs; -COLUMN from the largest down",
-    )
-    _add_root(show)
-
-    report = command("report", _report, "write one HTML file about runs, side by side", _REPORT)
-    text = "as for resume; a sweep, a study, a result folder"
-    report.add_argument("names", metavar="RUN", nargs="+", help=text)
-    report.add_argument(
-        "--output", metavar="FILE", help="default: report-<run>.html, or report.html for several"
-    )
-    report.add_argument("--title", help="of the page")
-    _add_root(report)
-
-    sync = command("sync", _sync, "send what the tracking store has not got yet", _SYNC)
-    sync.add_argument("names", metavar="RUN", nargs="*", help="run id or its start; else: all runs")
-    _add_root(sync)
-
-    ui = command("ui", _ui, "open MLflow and TensorBoard on your runs (Ctrl-C ends both)")
-    ui.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT")
-    ui.add_argument("--tensorboard-port", type=int, default=6006, metavar="PORT")
-    _add_root(ui)
-    return parser
-
-
-def _add_root(parser: argparse.ArgumentParser) -> None:
-    default = os.environ.get("EIGENEXP_ROOT", "mlruns")
-    parser.add_argument("--root", default=default, metavar="DIR", help=f"default: {default}")
-
-
-def _version() -> str:
-    from eigenexp import __version__
-
-    return f"eigenexp {__version__}"
-
-
-def _groups() -> str:
-    """List the configuration groups with their options, from the files themselves."""
-    from importlib.resources import files
-
-    lines = ["groups (group=option):"]
-    for group in ("model", "image", "solver", "trainer", "logger", "experiment"):
-        names = [e.name for e in files("eigenexp.conf").joinpath(group).iterdir()]
-        chosen = sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml"))
-        lines.append(f"  {group + '=':<12}{' | '.join(chosen)}")
-    return "\n".join(lines)
-
-
 def _fit(options: argparse.Namespace) -> int:
+    if options.config_dir is not None:
+        os.environ[CONFIG_DIR] = str(Path(options.config_dir).absolute())
     if options.retry is not None or options.multirun:
         return _sweep(options)
-    from eigenexp.experiments.config import compose_config
+    from eigenexp.experiments.config import compose_config, plain_config
 
-    config = compose_config(options.overrides)
-    if options.config:
+    settings = compose_config(options.overrides)
+    if options.config or options.cfg:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(config, resolve=True), end="")
+        print(OmegaConf.to_yaml(OmegaConf.create(plain_config(settings))), end="")
         return 0
-    from eigenexp.experiments.experiment import fit, summary
+    from eigenexp.experiments.experiment import fit
 
     _quiet()
-    result = fit(config, say=say)
-    _say_lines(summary(result))
-    return result.exit_code
+    if options.quiet:
+        settings.trainer.enable_progress_bar = False
+    return _end(fit(settings, say=_teller(options)), options)
 
 
 def _sweep(options: argparse.Namespace) -> int:
     from eigenexp.sweeps import retry, sweep
 
     _quiet()
+    if options.json:
+        raise ConfigError("--json: expected one run, got a sweep; read its table.csv")
+    tell = _teller(options)
     if options.retry is None:
-        return sweep(options.overrides, say=say)
+        return sweep(options.overrides, say=tell)
     root = os.environ.get("EIGENEXP_ROOT", "mlruns")
     for override in options.overrides:  # where to look, as fit is told it
         root = override.partition("=")[2] if override.startswith("root=") else root
     others = [o for o in options.overrides if not o.startswith("root=")]
-    return retry(options.retry, others, root=root, say=say)
+    return retry(options.retry, others, root=root, trust=options.trust, say=tell)
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from eigenexp.experiments.experiment import resume, summary
+    from eigenexp.experiments.experiment import resume
 
     _quiet()
     result = resume(
@@ -270,24 +94,44 @@ def _resume(options: argparse.Namespace) -> int:
         root=options.root,
         force=options.force,
         trust=options.trust,
-        say=say,
+        say=_teller(options),
     )
-    _say_lines(summary(result))
-    return result.exit_code
+    return _end(result, options)
 
 
-def _say_lines(lines: Sequence[str]) -> None:
-    if lines:
-        say("\n".join(lines))
+def _teller(options: argparse.Namespace) -> Callable[[str], None]:
+    """Return what says a run's lines: nothing, or on standard error where JSON is the output."""
+    if options.quiet:
+        return lambda text: None
+    return partial(say, file=sys.stderr) if options.json else say
+
+
+def _end(result: RunResult | StudyResult, options: argparse.Namespace) -> int:
+    """Print what a run came to; return its exit code."""
+    from eigenexp.distributed.ranks import is_first_rank
+    from eigenexp.experiments.summary import as_json, exit_code, summary
+
+    if options.json:
+        if is_first_rank():
+            print(json.dumps(as_json(result), indent=2))
+    elif not options.quiet:
+        lines = summary(result)
+        if lines:
+            say("\n".join(lines))
+    return exit_code(result)
 
 
 def _show(options: argparse.Namespace) -> int:
     from eigenexp.runs.folder import find_run, list_runs
 
     if options.name is None:
-        from eigenexp.runs.table import format_runs
+        from eigenexp.runs.table import format_runs, run_rows
 
-        say("\n".join(format_runs(list_runs(options.root), options.sort)))
+        runs = list_runs(options.root)
+        if options.json:
+            print(json.dumps(plain(run_rows(runs)), indent=2))
+            return 0
+        say("\n".join(format_runs(runs, options.sort, options.limit)))
         return 0
     sweep = _named_sweep(options.name, options.root)
     if sweep is not None:
@@ -296,6 +140,9 @@ def _show(options: argparse.Namespace) -> int:
         show(sweep, say=say)
         return 0
     run = find_run(options.name, options.root)
+    if options.json:
+        print(json.dumps(plain(_run_facts(run)), indent=2))
+        return 0
     record = run.read_record()
     # A damaged or foreign record may hold anything.
     say(printable(f"run {run.run_id}: {record.get('title')}"))
@@ -321,6 +168,46 @@ def _show(options: argparse.Namespace) -> int:
     say(f"\n{Spectrum.load(path)}\n")
     for result in sorted(run.results.iterdir()):
         say(str(result))
+    return 0
+
+
+def _run_facts(run: RunFolder) -> dict[str, Any]:
+    """Return a run's record, and its pairs or, of a study, its pictures' records."""
+    from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
+
+    facts: dict[str, Any] = {**run.read_record(), "results": str(run.results)}
+    path = run.results / SPECTRUM_FILE
+    if facts.get("study"):
+        from eigenexp.study.folder import StudyFolder
+
+        facts["pictures"] = list(StudyFolder(run.results).records().values())
+    elif path.is_file():
+        facts["pairs"] = Spectrum.load(path).rows()
+    return facts
+
+
+def _models(options: argparse.Namespace) -> int:
+    from eigenexp.experiments.config import model_lines
+
+    say("\n".join(model_lines()))
+    return 0
+
+
+def _delete(options: argparse.Namespace) -> int:
+    from eigenexp.cli.deleting import delete_run
+    from eigenexp.runs.folder import find_run
+
+    _quiet()
+    runs = [find_run(name, options.root) for name in options.names]
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise InputError("delete: expected --yes where nobody can be asked")
+        names = ", ".join(run.run_id for run in runs)
+        if input(f"delete {names} for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            return 1
+    for run in runs:
+        for line in delete_run(run):
+            say(line)
     return 0
 
 
@@ -386,3 +273,15 @@ def _ui(options: argparse.Namespace) -> int:
     from eigenexp.tracking.dashboards import serve
 
     return serve(Path(options.root), options.mlflow_port, options.tensorboard_port)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "fit": _fit,
+    "resume": _resume,
+    "show": _show,
+    "report": _report,
+    "sync": _sync,
+    "models": _models,
+    "delete": _delete,
+    "ui": _ui,
+}

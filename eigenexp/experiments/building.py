@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from torch import nn
 
 from eigenexp.callbacks import (
     ConvergenceLogging,
@@ -22,8 +24,11 @@ from eigenexp.callbacks import (
     SolverCheckpoint,
     SolverProgressBar,
 )
-from eigenexp.errors import ConfigError, EigenexpError
-from eigenexp.models import LayerOutput
+from eigenexp.callbacks.progress_lines import ProgressLines
+from eigenexp.errors import ConfigError
+from eigenexp.experiments.explaining import no_such_key
+from eigenexp.experiments.schema import FitConfig, plain_config
+from eigenexp.experiments.targets import build_target
 from eigenexp.modules.average import AverageModule, load_mean
 from eigenexp.modules.eigendistortion import EigendistortionModule
 from eigenexp.pictures.picture import Picture, load_picture
@@ -31,26 +36,17 @@ from eigenexp.runs.folder import RunFolder
 from eigenexp.tracking.mlflow_logger import MLflowLogger
 
 __all__ = [
-    "TRUSTED_PACKAGES",
     "build_callbacks",
     "build_loggers",
     "build_mlflow_logger",
-    "build_model",
     "build_module",
     "build_picture",
     "build_trainer",
-    "check_trusted",
+    "check_trainer_arguments",
     "operator_options",
+    "own_callbacks",
+    "own_loggers",
 ]
-
-TRUSTED_PACKAGES = (
-    "eigenexp.models",
-    "plenoptic.models",
-    "torch.nn",
-    "torchvision.models",
-)
-"""Packages whose classes a configuration read from a file or server may build."""
-
 
 MODEL_DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -61,7 +57,7 @@ MODEL_DTYPES = {
 """Precisions a network can have below the solver's, by their names in the configuration."""
 
 
-def build_picture(config: Mapping[str, Any], dtype: str | None = None) -> Picture:
+def build_picture(settings: FitConfig, dtype: str | None = None) -> Picture:
     """Load the picture, by default in the precision of the trainer.
 
     With ``parallel=average`` that is the mean of the pictures.
@@ -71,18 +67,18 @@ def build_picture(config: Mapping[str, Any], dtype: str | None = None) -> Pictur
     ConfigError
         When ``parallel`` does not fit the pictures, or there are none.
     """
-    is_double = str(config["trainer"]["precision"]).startswith("64")
+    is_double = str(settings.trainer.precision).startswith("64")
     chosen = dtype or (torch.float64 if is_double else torch.float32)
-    image = dict(config["image"])
-    path = image.pop("path", None)
-    parallel = config.get("parallel")
+    image = asdict(settings.image)
+    path = image.pop("path")
+    parallel = settings.parallel
     allowed = ("columns",) if path is None else ("pictures", "average")
     if parallel is not None and parallel not in allowed:
         raise ConfigError(
             f"parallel: expected {' or '.join(allowed)} for "
             f"{'one picture' if path is None else 'many pictures'}, got {parallel!r}"
         )
-    if _wants_mean(config):
+    if _wants_mean(settings):
         image.pop("source", None)
         return load_mean(path, {**image, "dtype": chosen})[1]
     if image["source"] is None:
@@ -93,122 +89,11 @@ def build_picture(config: Mapping[str, Any], dtype: str | None = None) -> Pictur
     return load_picture(**image, dtype=chosen)
 
 
-def _wants_mean(config: Mapping[str, Any]) -> bool:
-    return config.get("parallel") == "average" and config["image"].get("path") is not None
+def _wants_mean(settings: FitConfig) -> bool:
+    return settings.parallel == "average" and settings.image.path is not None
 
 
-def check_trusted(model: Any) -> None:
-    """Refuse a ``_target_`` outside :data:`TRUSTED_PACKAGES`, at any depth.
-
-    The name alone is judged here; :func:`build_model` judges what it leads to.
-
-    Raises
-    ------
-    ConfigError
-        Naming the target and how to allow it.
-    """
-    if isinstance(model, Mapping):
-        for key, value in model.items():
-            if key == "_target_" and not _is_trusted(str(value)):
-                raise _distrust(str(value))
-            check_trusted(value)
-    elif isinstance(model, Sequence) and not isinstance(model, str):
-        for entry in model:
-            check_trusted(entry)
-
-
-def _is_trusted(name: str) -> bool:
-    return any(f"{name}.".startswith(f"{package}.") for package in TRUSTED_PACKAGES)
-
-
-def _may_be_built(factory: Any) -> bool:
-    """Judge what a name led to by where it is defined; of torch.nn, modules alone."""
-    home = getattr(factory, "__module__", None)
-    if not isinstance(home, str) or not _is_trusted(home):
-        return False
-    if isinstance(factory, type):
-        return issubclass(factory, nn.Module)
-    return not f"{home}.".startswith("torch.nn.")
-
-
-def _distrust(target: str) -> ConfigError:
-    return ConfigError(
-        f"model._target_: expected one from {', '.join(TRUSTED_PACKAGES)}, got {target!r} from a "
-        "saved configuration; pass --trust if you know where it comes from"
-    )
-
-
-def build_model(config: Mapping[str, Any], *, trust: bool = True) -> Any:
-    """Import ``_target_``, call it with the other keys, and cut it at ``layer``.
-
-    Parameters
-    ----------
-    config
-        ``_target_``, its arguments, ``layer``.
-    trust
-        Whether any class may be built; else those that :data:`TRUSTED_PACKAGES` define (not what
-        their modules import: ``torch.nn.….os.system`` is none of them).
-
-    Raises
-    ------
-    ConfigError
-        When the target cannot be imported or does not take these arguments.
-    """
-    arguments = dict(config)
-    target = str(arguments.pop("_target_", ""))
-    layer = arguments.pop("layer", None)
-    if not trust:
-        check_trusted(config)
-    built = {
-        key: build_model(value, trust=trust)
-        if isinstance(value, Mapping) and "_target_" in value
-        else value
-        for key, value in arguments.items()
-    }
-    factory = _locate(target)
-    if not trust and not _may_be_built(factory):
-        raise _distrust(target)
-    try:
-        model = factory(**built)
-    except EigenexpError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"model: expected arguments that {target} takes, got {sorted(built)} "
-            f"({' '.join(str(error).split())})"
-        ) from error
-    if layer is None:
-        return model
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model.layer: expected a torch.nn.Module, got {type(model).__name__}")
-    return LayerOutput(model, str(layer))
-
-
-def _locate(target: str) -> Any:
-    """Import ``package.module.Class``; a class may sit in a class."""
-    parts = target.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:length])
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-                continue
-            raise ConfigError(
-                f"model._target_: {target} needs the package {error.name!r}; install it"
-            ) from error
-        for part in parts[length:]:
-            found = getattr(found, part, None)
-        if callable(found):
-            return found
-        break
-    raise ConfigError(
-        f"model._target_: expected an importable class or function, got {target!r}; "
-        "write it as package.module.Name"
-    )
-
-
-def operator_options(config: Mapping[str, Any]) -> dict[str, Any]:
+def operator_options(settings: FitConfig) -> dict[str, Any]:
     """Return the options of the operator as its classes take them.
 
     Raises
@@ -216,9 +101,8 @@ def operator_options(config: Mapping[str, Any]) -> dict[str, Any]:
     ConfigError
         When there is no such precision.
     """
-    # A run saved before there was this group has the defaults.
-    options = dict(config.get("operator") or {})
-    name = options.get("model_dtype")
+    options = asdict(settings.operator)
+    name = settings.operator.model_dtype
     if name is not None:
         if name not in MODEL_DTYPES:
             raise ConfigError(
@@ -229,56 +113,58 @@ def operator_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def build_module(config: Mapping[str, Any], model: Any, picture: Picture) -> EigendistortionModule:
+def build_module(settings: FitConfig, model: Any, picture: Picture) -> EigendistortionModule:
     """Return the Lightning module with the configured solver."""
-    options = operator_options(config)
+    options, solver = operator_options(settings), asdict(settings.solver)
     module: EigendistortionModule
-    if _wants_mean(config):
-        many = {k: v for k, v in config["image"].items() if k not in ("path", "source")}
+    if _wants_mean(settings):
+        many = asdict(settings.image)
+        path = many.pop("path")
+        del many["source"]
         module = AverageModule(
             model,
-            config["image"]["path"],
+            path,
             image_options=many,
             operator_options=options,
-            **config["solver"],
+            **solver,
         )
     else:
         module = EigendistortionModule(
             model,
             picture,
-            parallel=config.get("parallel"),
-            **config["solver"],
+            parallel=settings.parallel,
+            **solver,
             operator_options=options,
         )
-    module.run_metadata["config"] = dict(config)
+    module.run_metadata["config"] = plain_config(settings)
     return module
 
 
 def build_mlflow_logger(
-    settings: Mapping[str, Any], root: Path, run: RunFolder | None, title: str
+    settings: FitConfig, root: Path, run: RunFolder | None, title: str
 ) -> MLflowLogger | None:
     """Return the run's MLflow logger, or ``None`` where none is wanted; ``run`` goes on."""
-    if not settings["logger"]["mlflow"]:
+    if not settings.logger.mlflow:
         return None
     return MLflowLogger(
-        experiment_name=settings["experiment_name"],
-        run_name=settings["run_name"] or title,
+        experiment_name=settings.experiment_name,
+        run_name=settings.run_name or title,
         run_id=None if run is None else run.run_id,
         root=root,
-        tracking_uri=settings["logger"]["tracking_uri"],
-        tags=settings["tags"],
+        tracking_uri=settings.logger.tracking_uri,
+        tags=settings.tags,
     )
 
 
-def build_loggers(config: Mapping[str, Any], run_id: str, mlflow: Logger | None) -> list[Logger]:
-    """Return the chosen loggers, all writing under the run's id."""
-    root, chosen = Path(config["root"]), config["logger"]
+def build_loggers(settings: FitConfig, run_id: str, mlflow: Logger | None) -> list[Logger]:
+    """Return the chosen loggers of ours, all writing under the run's id."""
+    root, chosen = Path(settings.root), settings.logger
     loggers: list[Logger] = [] if mlflow is None else [mlflow]
-    if chosen["tensorboard"]:
+    if chosen.tensorboard:
         loggers.append(
             TensorBoardLogger(root / "tb", name="", version=run_id, default_hp_metric=False)
         )
-    if chosen["csv"]:
+    if chosen.csv:
         # Lightning deletes the table it finds in its place: a resumed run begins one beside it.
         version, count = run_id, 1
         while (root / "csv" / version / "metrics.csv").exists():
@@ -288,32 +174,102 @@ def build_loggers(config: Mapping[str, Any], run_id: str, mlflow: Logger | None)
     return loggers
 
 
+def own_loggers(settings: FitConfig) -> list[Logger]:
+    """Return the person's own loggers.
+
+    Raises
+    ------
+    ConfigError
+        When one cannot be built, or is no logger.
+    """
+    return _own(settings.logger.others, "logger", Logger)
+
+
+def own_callbacks(settings: FitConfig) -> list[L.Callback]:
+    """Return the person's own callbacks.
+
+    Raises
+    ------
+    ConfigError
+        When one cannot be built, or is no callback.
+    """
+    return _own(settings.callbacks.others, "callbacks", L.Callback)
+
+
+def _own(others: Mapping[str, Any], group: str, kind: type[Any]) -> list[Any]:
+    """Build a person's own loggers or callbacks."""
+    built = []
+    for name, config in others.items():
+        one = build_target(config, f"{group}.{name}")
+        if not isinstance(one, kind):
+            raise ConfigError(
+                f"{group}.{name}: expected a Lightning {kind.__name__}, got {type(one).__name__}"
+            )
+        built.append(one)
+    return built
+
+
 def build_callbacks(
-    config: Mapping[str, Any], checkpoints: Path, results: ResultFiles, stop: GracefulStop
+    settings: FitConfig, checkpoints: Path, results: ResultFiles, stop: GracefulStop
 ) -> list[L.Callback]:
-    """Return the callbacks in the order in which they must see a step."""
-    every = config["callbacks"]
+    """Return our callbacks in the order in which they must see a step."""
+    every = settings.callbacks
     callbacks: list[L.Callback] = [
         ConvergenceStopping(),
         stop,
-        ConvergenceLogging(every["log_every"], every["angle_every"]),
-        DistortionPictures(every["pictures_every"]),
+        ConvergenceLogging(every.log_every, every.angle_every),
+        DistortionPictures(every.pictures_every),
         results,
         SolverCheckpoint(
             checkpoints,
-            every_n_steps=every["checkpoint_every"],
-            every_seconds=every["checkpoint_seconds"],
-            keep=every["keep_checkpoints"],
-            max_share=every["checkpoint_share"],
+            every_n_steps=every.checkpoint_every,
+            every_seconds=every.checkpoint_seconds,
+            keep=every.keep_checkpoints,
+            max_share=every.checkpoint_share,
         ),
     ]
-    if config["trainer"]["enable_progress_bar"]:
-        callbacks.append(SolverProgressBar(every["refresh_every"]))
+    if settings.trainer.enable_progress_bar:
+        # A bar is redrawn in its line, which a file or pipe keeps every time.
+        on_screen = sys.stderr.isatty()
+        callbacks.append(SolverProgressBar(every.refresh_every) if on_screen else ProgressLines())
     return callbacks
 
 
+_REFUSED_ARGUMENTS = {
+    "accumulate_grad_batches": "a step's products are no gradients to be summed",
+    "gradient_clip_val": "a step's products are no gradients to be clipped",
+    "gradient_clip_algorithm": "a step's products are no gradients to be clipped",
+    "logger": "choose by logger=… or +logger.mine._target_=…",
+    "callbacks": "choose by +callbacks.mine._target_=…",
+}
+
+
+def check_trainer_arguments(others: Mapping[str, Any], known: Sequence[str] = ()) -> None:
+    """Refuse what ``lightning.Trainer`` does not take, or a solve cannot use.
+
+    Parameters
+    ----------
+    others
+        Arguments that have no key of their own in the configuration.
+    known
+        Those that have.
+
+    Raises
+    ------
+    ConfigError
+        Naming the argument, and what is like it.
+    """
+    taken = set(inspect.signature(L.Trainer).parameters)
+    for name in others:
+        if name in _REFUSED_ARGUMENTS:
+            raise ConfigError(f"trainer.{name}: expected none, {_REFUSED_ARGUMENTS[name]}")
+        if name not in taken:
+            usable = sorted(taken - set(_REFUSED_ARGUMENTS) | set(known))
+            raise ConfigError(no_such_key(f"trainer.{name}", usable))
+
+
 def build_trainer(
-    config: Mapping[str, Any],
+    settings: FitConfig,
     loggers: list[Logger],
     callbacks: list[L.Callback],
     *,
@@ -328,19 +284,27 @@ def build_trainer(
     ConfigError
         When Lightning refuses them (no such accelerator, precision or strategy).
     """
-    arguments = dict(config["trainer"])
+    own = {field.name: getattr(settings.trainer, field.name) for field in fields(settings.trainer)}
+    # Lightning adds a bar of its own where it finds none.
+    own["enable_progress_bar"] = any(isinstance(one, ProgressBar) for one in callbacks)
+    others = own.pop("others")
+    check_trainer_arguments(others)
+    ours = {
+        "max_epochs": -1,
+        "default_root_dir": settings.root,
+        "enable_model_summary": False,
+        # Ours is in the list; Lightning refuses to hear of a switched-off one beside it.
+        "enable_checkpointing": checkpointing,
+        "num_sanity_val_steps": 0,
+    }
+    built = {
+        name: build_target(value, f"trainer.{name}")
+        if isinstance(value, Mapping) and "_target_" in value
+        else value
+        for name, value in others.items()
+    }
     try:
-        return L.Trainer(
-            **arguments,
-            max_epochs=-1,
-            logger=loggers,
-            callbacks=callbacks,
-            default_root_dir=config["root"],
-            enable_model_summary=False,
-            # Ours is in the list; Lightning refuses to hear of a switched-off one beside it.
-            enable_checkpointing=checkpointing,
-            num_sanity_val_steps=0,
-        )
+        return L.Trainer(**{**ours, **own, **built}, logger=loggers, callbacks=callbacks)
     except (
         ValueError,
         TypeError,

@@ -12,27 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 
 from eigenexp.callbacks import GracefulStop, ResultFiles
 from eigenexp.callbacks.sending import send_description, send_settings
+from eigenexp.checkpoints.files import Checkpoint
 from eigenexp.distributed.ranks import is_first_rank
 from eigenexp.errors import TrackingError
 from eigenexp.experiments.building import (
     build_callbacks,
     build_loggers,
     build_mlflow_logger,
-    build_model,
     build_module,
     build_picture,
     build_trainer,
+    own_callbacks,
+    own_loggers,
 )
-from eigenexp.experiments.config import shown_settings
 from eigenexp.experiments.resuming import hold_run
+from eigenexp.experiments.schema import FitConfig, plain_config
 from eigenexp.experiments.session import check_settings, fit_to_the_end, name_run, set_threads
+from eigenexp.experiments.shown import problem_row, shown_settings
+from eigenexp.experiments.targets import build_model
 from eigenexp.modules.eigendistortion import EigendistortionModule
 from eigenexp.pictures.picture import Picture
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
-from eigenexp.runs.overview import failed_description, model_name, problem_row, result_row
+from eigenexp.runs.overview import failed_description, model_name, result_row
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.storage.plain import plain
 from eigenexp.tracking.mlflow_logger import MLflowLogger
@@ -71,85 +76,95 @@ class RunResult:
 class Start:
     """What a resumed run begins with.
 
-    ``force`` also where model or picture differ; ``trust`` any class the configuration names;
-    ``intended`` fields of the checkpoint's metadata that were changed on purpose.
+    Attributes
+    ----------
+    run
+        Held by the caller.
+    checkpoint
+        Where it goes on; ``None``: from its beginning.
+    picture
+        What is solved.
+    force
+        Also where model or picture differ from the checkpoint's.
+    trust
+        Build any class that the settings name.
+    intended
+        Fields of the checkpoint's metadata that were changed on purpose.
     """
 
     run: RunFolder
-    checkpoint: Path | None
+    checkpoint: Checkpoint | None
     picture: Picture
     force: bool = False
     trust: bool = True
     intended: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Solve:
+    """One run from its first record to its last."""
+
+    settings: FitConfig
+    folder: RunFolder
+    title: str
+    picture: Picture
+    module: EigendistortionModule
+    checkpoint: Checkpoint | None
+    mlflow: MLflowLogger | None
+    own: tuple[list[Logger], list[L.Callback]]
+    stop: GracefulStop
+
+
 def solve_picture(
-    settings: dict[str, Any],
+    settings: FitConfig,
     root: Path,
     start: Start | None = None,
     *,
     say: Callable[[str], None] = print,
 ) -> RunResult:
     """Solve in a new run, or go on with one that the caller holds."""
-    set_threads(settings["threads"])
+    set_threads(settings.threads)
     picture = build_picture(settings) if start is None else start.picture
-    model = build_model(settings["model"], trust=start is None or start.trust)
+    model = build_model(settings.model, trust=start is None or start.trust)
     module = build_module(settings, model, picture)
     check_settings(settings, module)
+    own = own_loggers(settings), own_callbacks(settings)
     run = checkpoint = None
     if start is not None:
         run, checkpoint = start.run, start.checkpoint
         module.force_resume = start.force
         module.intended_changes += start.intended
 
-    title = f"{model_name(settings['model'])} at {picture.name}"
+    title = f"{model_name(settings.model)} at {picture.name}"
     stop = GracefulStop()
     with stop.listening():
         mlflow = build_mlflow_logger(settings, root, run, title)
         folder = RunFolder(root, name_run(run, mlflow))
         with nullcontext() if start is not None else hold_run(folder):
-            return _run(folder, settings, module, picture, mlflow, checkpoint, title, stop, say)
+            solve = _Solve(settings, folder, title, picture, module, checkpoint, mlflow, own, stop)
+            return _run(solve, say)
 
 
-def _run(
-    folder: RunFolder,
-    settings: dict[str, Any],
-    module: EigendistortionModule,
-    picture: Picture,
-    mlflow: MLflowLogger | None,
-    checkpoint: Path | None,
-    title: str,
-    stop: GracefulStop,
-    say: Callable[[str], None],
-) -> RunResult:
+def _run(solve: _Solve, say: Callable[[str], None]) -> RunResult:
     """Run one solve in its folder and mark how it ended."""
-    run_id, root = folder.run_id, folder.root
+    settings, folder, module = solve.settings, solve.folder, solve.module
+    mlflow, checkpoint, stop = solve.mlflow, solve.checkpoint, solve.stop
     is_first = is_first_rank()
-    module.run_metadata["run_id"] = run_id
-    results = ResultFiles(folder.results, title=title)
-    loggers: list[Any] = []
-
-    def record_start() -> None:
-        if is_first:
-            row = {**problem_row(settings), "picture": picture.name}
-            facts = {"config": settings, "picture": picture.record, "title": title, "row": row}
-            folder.write_record(status="RUNNING", **facts)
-        for logger in loggers:
-            send_settings(logger, shown_settings(settings, picture.name))
-        if mlflow is not None:
-            mlflow.log_tags({"picture_sha256": picture.record["sha256"]})
-
-    begin = _Beginning(record_start)
+    module.run_metadata["run_id"] = folder.run_id
+    results = ResultFiles(folder.results, title=solve.title)
+    loggers: list[Logger] = []
+    begin = _Beginning(lambda: _record_start(solve, loggers))
     trainer: Any = None
     status, exit_code = "FAILED", 1
     try:
-        loggers += build_loggers(settings, run_id, mlflow)
+        loggers += [*build_loggers(settings, folder.run_id, mlflow), *solve.own[0]]
         if checkpoint is None:
             begin.now()
-        callbacks = [begin, *build_callbacks(settings, folder.checkpoints, results, stop)]
-        trainer = build_trainer(settings, loggers, callbacks)
+        ours = build_callbacks(settings, folder.checkpoints, results, stop)
+        trainer = build_trainer(settings, loggers, [begin, *ours, *solve.own[1]])
         if is_first:
-            say(f"run {run_id}: {title}, {tuple(picture.tensor.shape[1:])}, files under {root}")
+            size = tuple(solve.picture.tensor.shape[1:])
+            say(f"run {folder.run_id}: {solve.title}, {size}, files under {folder.root}")
         exit_code = fit_to_the_end(
             trainer,
             module,
@@ -165,21 +180,7 @@ def _run(
     finally:
         if begin.done or checkpoint is None:
             reason = _stop_reason(trainer, module, status, exit_code)
-            facts = _facts(settings, picture, module, status)
-            error = sys.exc_info()[1] if status == "FAILED" else None
-            problem = None if error is None else " ".join(str(error).split())[:500]
-            try:
-                if is_first:
-                    folder.write_record(status=status, stop_reason=reason, row=facts, error=problem)
-            except TrackingError as full:  # what ended the run is more worth telling
-                log.warning("%s", full)
-            if mlflow is not None:
-                mlflow.log_tags({"stop_reason": reason, **_drift_tags(module)})
-                if error is not None:
-                    text = failed_description(title, error)
-                    send_description(mlflow, text, {"error": problem or ""}, 0)
-                mlflow.set_status(status)
-                mlflow.close()
+            _record_end(solve, status, reason)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below says it, pair by pair
         spectrum = module.spectrum()
@@ -187,7 +188,44 @@ def _run(
     code = exit_code if is_first else 0
     # A resumed run that was over already writes nothing.
     paths = results.paths or {path.name: path for path in sorted(folder.results.glob("*.*"))}
-    return RunResult(run_id, status, code, spectrum, paths)
+    return RunResult(folder.run_id, status, code, spectrum, paths)
+
+
+def _record_start(solve: _Solve, loggers: list[Logger]) -> None:
+    settings, picture = solve.settings, solve.picture
+    if is_first_rank():
+        solve.folder.write_record(
+            status="RUNNING",
+            config=plain_config(settings),
+            picture=picture.record,
+            title=solve.title,
+            row={**problem_row(settings), "picture": picture.name},
+        )
+    for logger in loggers:
+        send_settings(logger, shown_settings(settings, picture.name))
+    if solve.mlflow is not None:
+        solve.mlflow.log_tags({"picture_sha256": picture.record["sha256"]})
+
+
+def _record_end(solve: _Solve, status: str, reason: str) -> None:
+    """Write down how the run ended, also while an error is on its way."""
+    facts = _facts(solve, status)
+    error = sys.exc_info()[1] if status == "FAILED" else None
+    problem = None if error is None else " ".join(str(error).split())[:500]
+    try:
+        if is_first_rank():
+            solve.folder.write_record(status=status, stop_reason=reason, row=facts, error=problem)
+    except TrackingError as full:  # what ended the run is more worth telling
+        log.warning("%s", full)
+    mlflow = solve.mlflow
+    if mlflow is None:
+        return
+    mlflow.log_tags({"stop_reason": reason, **_drift_tags(solve.module)})
+    if error is not None:
+        text = failed_description(solve.title, error)
+        send_description(mlflow, text, {"error": problem or ""}, 0)
+    mlflow.set_status(status)
+    mlflow.close()
 
 
 class _Beginning(L.Callback):
@@ -209,13 +247,11 @@ class _Beginning(L.Callback):
         self.now()
 
 
-def _facts(
-    settings: Mapping[str, Any], picture: Picture, module: EigendistortionModule, status: str
-) -> dict[str, Any]:
+def _facts(solve: _Solve, status: str) -> dict[str, Any]:
     """Return the run's line in a table of runs; without a result, what it was to be."""
-    row = {**problem_row(settings), "picture": picture.name}
+    row = {**problem_row(solve.settings), "picture": solve.picture.name}
     try:
-        spectrum = module.solver.result()
+        spectrum = solve.module.solver.result()
     except Exception:
         if status != "FAILED":
             raise

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eigenexp.checkpoints.files import CheckpointWarning, find_checkpoint, load_metadata
+from eigenexp.checkpoints.files import Checkpoint, newest_checkpoint, read_checkpoint
 from eigenexp.distributed.ranks import is_first_rank
 from eigenexp.distributed.rendezvous import decided_by_first
 from eigenexp.errors import (
@@ -22,21 +24,26 @@ from eigenexp.errors import (
     RunNotFoundError,
 )
 from eigenexp.experiments.building import build_picture
+from eigenexp.experiments.config import override_config
+from eigenexp.experiments.schema import FitConfig, plain_config
+from eigenexp.experiments.targets import check_settings_trusted
 from eigenexp.pictures.picture import Picture
 from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture
 from eigenexp.runs.folder import RunFolder, find_or_fetch, list_runs
+from eigenexp.storage.addresses import without_userinfo
 from eigenexp.storage.plain import plain
 from eigenexp.tracking import Store, download_artifact, download_checkpoint
 from eigenexp.tracking.names import check_run_id
 
 __all__ = [
-    "check_resolved",
+    "Unfinished",
     "claim_unfinished",
     "fetch_run",
     "hold_run",
     "locate_run",
     "refresh_run",
     "resumed_picture",
+    "saved_settings",
     "settings_hash",
 ]
 
@@ -49,32 +56,52 @@ _DONE = ("max_steps", "max_products", "converged", "unverified", "floor", "stagn
 # -- the same command again ------------------------------------------------------------------------
 
 
-def settings_hash(settings: Mapping[str, Any]) -> str:
+def settings_hash(config: Mapping[str, Any]) -> str:
     """Return the SHA-256 of what makes two runs the same solve under the same name.
+
+    ``config`` is what a run's record holds (:func:`~eigenexp.experiments.schema.plain_config`).
 
     Left out is what may change between a run and its continuation: where files go, how much is
     logged and saved, threads, the time limit.
     """
-    kept = {key: value for key, value in settings.items() if key not in _IGNORED}
+    kept = {key: value for key, value in config.items() if key not in _IGNORED}
     for group, ignored in (("trainer", _IGNORED_TRAINER), ("study", _IGNORED_STUDY)):
         kept[group] = {k: v for k, v in dict(kept.get(group) or {}).items() if k not in ignored}
     text = json.dumps(plain(kept), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """A run to go on with.
+
+    Attributes
+    ----------
+    run
+        Held for this process.
+    source
+        What it goes on from: the file of a checkpoint, or a study's plan.
+    checkpoint
+        Read from ``source``; ``None`` for a study.
+    """
+
+    run: RunFolder
+    source: Path
+    checkpoint: Checkpoint | None
+
+
 @contextmanager
-def claim_unfinished(
-    settings: Mapping[str, Any], root: Path
-) -> Iterator[tuple[RunFolder, Path] | None]:
-    """Yield the newest unfinished run of these settings and its checkpoint, held for the block.
+def claim_unfinished(settings: FitConfig, root: Path) -> Iterator[Unfinished | None]:
+    """Yield the newest unfinished run of these settings, held for the block.
 
     A run counts as unfinished when it was killed, failed, or ran out of time, and has a checkpoint
     that is whole; a study, when it has its plan, which then stands for the checkpoint. One that
     another process works on is passed over, so that of two commands that start at once each gets a
     run of its own. ``None`` where there is none.
     """
-    wanted = settings_hash(settings)
+    wanted = settings_hash(plain_config(settings))
     with ExitStack() as stack:
+        found: list[Unfinished] = []
 
         def claim() -> list[str] | None:
             for run in reversed(list_runs(root)):
@@ -86,14 +113,19 @@ def claim_unfinished(
                     except CheckpointError:
                         continue
                     # Its owner may have finished it between the look and the hold.
-                    checkpoint = _newest(run) if _is_unfinished(run, wanted) else None
-                    if checkpoint is not None:
+                    unfinished = _unfinished(run) if _is_unfinished(run, wanted) else None
+                    if unfinished is not None:
                         stack.push(held.pop_all())
-                        return [run.run_id, str(checkpoint)]
+                        found.append(unfinished)
+                        return [run.run_id, str(unfinished.source)]
             return None
 
         claimed = decided_by_first(claim)
-        yield None if claimed is None else (RunFolder(root, claimed[0]), Path(claimed[1]))
+        if claimed is not None and not found:  # by another process
+            run, source = RunFolder(root, claimed[0]), Path(claimed[1])
+            checkpoint = read_checkpoint(source) if source.suffix == ".ckpt" else None
+            found.append(Unfinished(run, source, checkpoint))
+        yield found[0] if found else None
 
 
 def _is_unfinished(run: RunFolder, wanted: str) -> bool:
@@ -108,14 +140,15 @@ def _is_unfinished(run: RunFolder, wanted: str) -> bool:
     return not done and isinstance(config, Mapping) and settings_hash(config) == wanted
 
 
-def _newest(run: RunFolder) -> Path | None:
+def _unfinished(run: RunFolder) -> Unfinished | None:
     plan = run.results / "study.json"
     if plan.is_file():
-        return plan
+        return Unfinished(run, plan, None)
     try:
-        return find_checkpoint(run.checkpoints)  # warns of each that is damaged
+        checkpoint = newest_checkpoint(run.checkpoints)  # warns of each that is damaged
     except CheckpointError:
         return None
+    return Unfinished(run, checkpoint.path, checkpoint)
 
 
 def hold_run(run: RunFolder) -> AbstractContextManager[None]:
@@ -164,16 +197,35 @@ def fetch_run(store: Store, name: str, root: Path, say: Any = print) -> RunFolde
     return run
 
 
-def refresh_run(run: RunFolder, say: Any = print) -> None:
-    """Fetch the tracking server's checkpoint where the run went further on another machine.
+def refresh_run(run: RunFolder, say: Any = print) -> Checkpoint:
+    """Return the run's newest checkpoint, the tracking server's where it went further elsewhere.
 
     So is the local store's, where no checkpoint here is whole. A store that does not answer, or
     does not know the run, changes nothing.
+
+    Raises
+    ------
+    CheckpointError
+        When there is no whole one to be had.
     """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            here = newest_checkpoint(run.checkpoints)
+        except CheckpointError:
+            here = None
+    if _fetch_newer(run, -1 if here is None else here.step, say) or here is None:
+        return newest_checkpoint(run.checkpoints)
+    for warning in told:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return here
+
+
+def _fetch_newer(run: RunFolder, here: int, say: Any) -> bool:
+    """Fetch the store's last checkpoint where it is behind step ``here``; return whether it was."""
     store = Store(run.root)
-    here = _step(run)
     if not store.is_server and (here >= 0 or not store.database.exists()):
-        return
+        return False
     try:
         with tempfile.TemporaryDirectory() as scratch:
             path = download_artifact(
@@ -181,55 +233,55 @@ def refresh_run(run: RunFolder, say: Any = print) -> None:
             )
             step = json.loads(path.read_text())["step"]
         if not isinstance(step, int) or step <= here:
-            return
+            return False
         why = f"went on elsewhere, to step {step}" if here >= 0 else "has no whole checkpoint here"
         say(f"run {run.run_id} {why}; fetching it from {store.address}")
         download_checkpoint(store, run.run_id, run.checkpoints, "last")
     except RunNotFoundError:
-        return
+        return False
     except (EigenexpError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         say(f"the tracking server's checkpoint is not used ({reason}); this machine's is")
-
-
-def _step(run: RunFolder) -> int:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CheckpointWarning)  # told when it is loaded
-            return int(load_metadata(find_checkpoint(run.checkpoints)).get("step") or 0)
-    except CheckpointError:
-        return -1
+        return False
+    return True
 
 
 # -- what a checkpoint says ------------------------------------------------------------------------
 
 
-def check_resolved(value: Any, path: str = "") -> None:
-    """Refuse interpolations in a saved configuration: it was saved resolved.
-
-    ``${oc.env:SECRET}`` of a hostile file would read this machine's secrets into the run.
+def saved_settings(
+    saved: Mapping[str, Any], overrides: Sequence[str] = (), *, trust: bool = False
+) -> FitConfig:
+    """Return a saved configuration with changes; of one that is not trusted, only what it may.
 
     Raises
     ------
     ConfigError
-        Naming the key.
+        When it does not fit, would have foreign code run, or names a tracking store other than the
+        one in force (``MLFLOW_TRACKING_URI``, or ``logger.tracking_uri=…`` among the overrides),
+        which would be sent this machine's credentials.
     """
-    if isinstance(value, str) and "${" in value:
+    settings = override_config(saved, overrides)
+    if trust:
+        return settings
+    check_settings_trusted(settings)
+    address = settings.logger.tracking_uri
+    chosen = any(override.lstrip("+").startswith("logger.tracking_uri=") for override in overrides)
+    if address is None or chosen or not settings.logger.mlflow:
+        return settings
+    in_force = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if without_userinfo(address).rstrip("/") != without_userinfo(in_force).rstrip("/"):
         raise ConfigError(
-            f"{path}: expected plain values in a saved configuration, got the interpolation "
-            f"{value[:60]!r}; set it yourself: {path}=…"
+            f"logger.tracking_uri: expected the store in force ({without_userinfo(in_force)!r}), "
+            f"got {without_userinfo(address)!r} from a saved configuration, which would be sent "
+            "this machine's credentials; set MLFLOW_TRACKING_URI, give logger.tracking_uri=…, or "
+            "pass --trust"
         )
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            check_resolved(str(key), path or "configuration")
-            check_resolved(entry, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, (list, tuple)):
-        for entry in value:
-            check_resolved(entry, path)
+    return settings
 
 
 def resumed_picture(
-    run: RunFolder, settings: Mapping[str, Any], saved: Mapping[str, Any], say: Any = print
+    run: RunFolder, settings: FitConfig, saved: Mapping[str, Any], say: Any = print
 ) -> Picture:
     """Return the run's picture: from its source where that is the same, else the stored one.
 

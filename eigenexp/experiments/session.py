@@ -6,30 +6,51 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 
 from eigenexp.callbacks import GracefulStop
+from eigenexp.checkpoints.files import Checkpoint
+from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
 from eigenexp.errors import ConfigError
 from eigenexp.experiments.building import build_trainer
+from eigenexp.experiments.schema import FitConfig
 from eigenexp.modules.eigendistortion import EigendistortionModule
 from eigenexp.modules.study import StudyModule
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
+from eigenexp.storage.addresses import userinfo, without_userinfo
 from eigenexp.tracking.mlflow_logger import MLflowLogger
 
-__all__ = ["check_settings", "fit_to_the_end", "name_run", "set_threads"]
+__all__ = ["check_settings", "fit_to_the_end", "name_run", "set_threads", "without_credentials"]
 
 log = logging.getLogger(__name__)
 
 
-def check_settings(
-    settings: Mapping[str, Any], module: EigendistortionModule | StudyModule
-) -> None:
+_ADDRESS = "MLFLOW_TRACKING_URI"
+
+
+def without_credentials(settings: FitConfig) -> FitConfig:
+    """Take name and password out of the tracking store's address, here and in the environment.
+
+    They go to the variables that MLflow reads them from, and so to no file, argument list, page or
+    message that an address gets into.
+    """
+    given, inherited = settings.logger.tracking_uri, os.environ.get(_ADDRESS)
+    found = userinfo(given or inherited or "")
+    if found is not None:
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = found
+    if inherited is not None:
+        os.environ[_ADDRESS] = without_userinfo(inherited)
+    if given is None:
+        return settings
+    return replace(settings, logger=replace(settings.logger, tracking_uri=without_userinfo(given)))
+
+
+def check_settings(settings: FitConfig, module: EigendistortionModule | StudyModule) -> None:
     """Raise what is wrong with the trainer's and the solver's settings, before a run is begun.
 
     Raises
@@ -71,7 +92,7 @@ def fit_to_the_end(
     stop: GracefulStop,
     mlflow: MLflowLogger | None,
     is_unfinished: Callable[[], bool],
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> int:
     """Fit, and return the exit code: 0, 128 + a signal's number, or 124 at ``max_time``.
 
@@ -90,8 +111,12 @@ def fit_to_the_end(
     with warnings.catch_warnings():
         # Lightning's hints on data loading do not apply to a loader of solver steps.
         warnings.filterwarnings("ignore", module=r"lightning\.")
+        path = None
+        if checkpoint is not None:
+            path = str(checkpoint.path)
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO(checkpoint)
         try:
-            trainer.fit(module, ckpt_path=None if checkpoint is None else str(checkpoint))
+            trainer.fit(module, ckpt_path=path)
         except SystemExit as error:
             # Lightning turns Ctrl-C outside the loop into sys.exit(1), which hides the cause.
             if isinstance(error.__context__, KeyboardInterrupt):

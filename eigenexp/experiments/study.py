@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from eigenexp.callbacks import GracefulStop
+from eigenexp.callbacks.progress_lines import ProgressLines
 from eigenexp.callbacks.sending import send_settings
 from eigenexp.callbacks.study_progress import StudyLogging, StudyProgressBar
 from eigenexp.distributed.ranks import is_first_rank
@@ -23,19 +23,21 @@ from eigenexp.experiments.building import (
     build_mlflow_logger,
     build_trainer,
     operator_options,
+    own_callbacks,
+    own_loggers,
 )
-from eigenexp.experiments.config import TrainerConfig, shown_settings
+from eigenexp.experiments.schema import FitConfig, TrainerConfig, plain_config
 from eigenexp.experiments.session import check_settings, fit_to_the_end, name_run
+from eigenexp.experiments.shown import problem_row, shown_settings
 from eigenexp.modules.study import StudyModule
 from eigenexp.pictures.sources import left_out
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
-from eigenexp.runs.overview import model_name, problem_row, records_row
-from eigenexp.spectrum import StopReason
+from eigenexp.runs.overview import model_name, records_row
 from eigenexp.study.folder import StudyFolder
 from eigenexp.tracking.children import ChildRuns
 from eigenexp.tracking.mlflow_logger import MLflowLogger
 
-__all__ = ["StudyResult", "fit_study", "is_study", "study_summary"]
+__all__ = ["StudyResult", "fit_study", "is_study"]
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +69,13 @@ class StudyResult:
     num_pictures: int
 
 
-def is_study(settings: Mapping[str, Any]) -> bool:
+def is_study(settings: FitConfig) -> bool:
     """Whether a configuration names many pictures, each of which is a problem of its own."""
-    many = settings.get("image", {}).get("path") is not None
-    return many and settings.get("parallel") in (None, "pictures")
+    return settings.image.path is not None and settings.parallel in (None, "pictures")
 
 
 def fit_study(
-    settings: dict[str, Any],
+    settings: FitConfig,
     model: Any,
     *,
     root: Path,
@@ -88,7 +89,7 @@ def fit_study(
     Parameters
     ----------
     settings
-        The resolved configuration.
+        Of the whole run.
     model
         Built from it.
     root
@@ -110,35 +111,37 @@ def fit_study(
     is_first = is_first_rank()
     module = _build_module(settings, model, run)
     check_settings(settings, module)
-    source = _short(settings["image"]["path"])
-    title = f"{model_name(settings['model'])} at {source}"
+    own = own_loggers(settings), own_callbacks(settings)
+    source = _short(settings.image.path)
+    title = f"{model_name(settings.model)} at {source}"
     mlflow = build_mlflow_logger(settings, root, run, title) if is_first else None
     run_id = name_run(run, mlflow)
     place = RunFolder(root, run_id)
     module.folder = StudyFolder(place.results)
-    module.run_metadata = {"config": settings, "run_id": run_id}
+    config = plain_config(settings)
+    module.run_metadata = {"config": config, "run_id": run_id}
     module.force_resume = force
-    # A study saved before there was an option goes on without it.
-    again = {what: bool(settings["study"].get(f"retry_{what}")) for what in ("failed", "unproven")}
+    study = settings.study
     if is_first:
         row = {**problem_row(settings), "picture": source}
-        others = left_out(settings["image"]["path"])
+        others = left_out(settings.image.path)
         place.write_record(
-            config=settings, status="RUNNING", title=title, study=True, row=row, left_out=others
+            config=config, status="RUNNING", title=title, study=True, row=row, left_out=others
         )
-        module.folder.forget(**again)
+        module.folder.forget(failed=study.retry_failed, unproven=study.retry_unproven)
         say(f"run {run_id}: {title}, files under {place.results}")
         if others:
             more = ", …" if len(others) > 5 else ""
             files = "1 file" if len(others) == 1 else f"{len(others)} files"
             say(f"{files} left out: {', '.join(others[:5])}{more}")
-    loggers = build_loggers(settings, run_id, mlflow) if is_first else []
+    loggers = [*(build_loggers(settings, run_id, mlflow) if is_first else []), *own[0]]
     children = None
     if mlflow is not None:
         children = ChildRuns(mlflow.store, run_id, place.results)
     callbacks: list[L.Callback] = [stop, StudyLogging()]
-    if settings["trainer"]["enable_progress_bar"]:
-        callbacks.append(StudyProgressBar())
+    if settings.trainer.enable_progress_bar:
+        callbacks.append(StudyProgressBar() if sys.stderr.isatty() else ProgressLines())
+    callbacks += own[1]
     trainer = build_trainer(_endless(settings), loggers, callbacks, checkpointing=False)
     status, exit_code = "FAILED", 1
     with place.hold() if run is None and is_first else nullcontext():
@@ -174,32 +177,31 @@ def fit_study(
     return StudyResult(run_id, status, code, place.results, records, module.num_pictures)
 
 
-def _build_module(settings: Mapping[str, Any], model: Any, run: RunFolder | None) -> StudyModule:
+def _build_module(settings: FitConfig, model: Any, run: RunFolder | None) -> StudyModule:
     """Return the module: of a new study, without its folder yet."""
-    image, study = dict(settings["image"]), settings["study"]
+    image, study = asdict(settings.image), settings.study
     path = image.pop("path")
-    image.pop("source", None)
+    del image["source"]
     plan = None if run is None else StudyFolder(run.results).read_plan()
     return StudyModule(
         model,
         # Those the study began with, whatever has come to the folder since.
         path if plan is None else [entry["where"] for entry in plan["pictures"]],
-        **settings["solver"],
-        batch_size=study["batch_size"],
-        cohort=study["cohort"],
-        checkpoint_seconds=study["checkpoint_seconds"],
+        **asdict(settings.solver),
+        batch_size=study.batch_size,
+        cohort=study.cohort,
+        checkpoint_seconds=study.checkpoint_seconds,
         image_options=image,
-        figures=study["figures"],
+        figures=study.figures,
         operator_options=operator_options(settings),
     )
 
 
-def _endless(settings: dict[str, Any]) -> dict[str, Any]:
+def _endless(settings: FitConfig) -> FitConfig:
     """Lift the default limit of steps, which is meant for one picture; one that was set stays."""
-    trainer = dict(settings["trainer"])
-    if trainer["max_steps"] == TrainerConfig.max_steps:
-        trainer["max_steps"] = -1
-    return {**settings, "trainer": trainer}
+    if settings.trainer.max_steps != TrainerConfig.max_steps:
+        return settings
+    return replace(settings, trainer=replace(settings.trainer, max_steps=-1))
 
 
 def _stop_reason(status: str, exit_code: int, done: int, total: int) -> str:
@@ -235,41 +237,3 @@ def _close(
 def _short(path: Any) -> str:
     text = str(path) if isinstance(path, str) else f"{len(path)} paths"
     return text if len(text) <= 60 else f"…{text[-59:]}"
-
-
-def _failure(record: Mapping[str, Any]) -> str:
-    error, where = str(record["error"]), str(record["where"])
-    return error if error.startswith(where) else f"{where}: {error}"
-
-
-def study_summary(result: StudyResult) -> list[str]:
-    """Return the closing lines of a study."""
-    records = list(result.records.values())
-    solved = [record for record in records if record["status"] != "failed"]
-    failed = [record for record in records if record["status"] == "failed"]
-    proven = sum(bool(record["converged"]) for record in solved)
-    products = sum(record["num_products"] for record in solved)
-    lines = [
-        "",
-        f"{len(solved)} of {result.num_pictures} pictures solved, every pair proven at {proven}; "
-        f"{products} products",
-    ]
-    reasons = Counter(record["stop_reason"] for record in solved if not record["converged"])
-    lines += [
-        f"not proven at {count}: {StopReason(reason).message}"
-        for reason, count in reasons.most_common()
-    ]
-    lines += [f"failed: {_failure(record)}" for record in failed[:20]]
-    if len(failed) > 20:
-        lines.append(f"… and {len(failed) - 20} more, in the table")
-    if (result.folder / "table.csv").is_file():
-        lines.append(f"table:     {result.folder / 'table.csv'} (and .parquet)")
-    lines.append(f"pictures:  {result.folder / 'pictures'}")
-    if len(records) < result.num_pictures:
-        lines.append(f"go on with: eigenexp resume {result.run_id}")
-    else:
-        resume = f"try again: eigenexp resume {result.run_id} study.retry_"
-        lines += [f"{resume}failed=true"] if failed else []
-        lines += [f"{resume}unproven=true solver.…"] if reasons else []
-    lines.append("dashboard: eigenexp ui")
-    return lines

@@ -23,7 +23,6 @@ __all__ = [
     "known_end",
     "model_name",
     "problem_lines",
-    "problem_row",
     "records_row",
     "result_row",
     "worst_status",
@@ -40,19 +39,9 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
 
 def model_name(model: Mapping[str, Any]) -> str:
     """Return a configured model's class, with the layer it is cut at."""
-    name = str(model.get("_target_", "")).rpartition(".")[2]
+    name = re.split(r"[.:]", str(model.get("_target_", "")))[-1]
     layer = model.get("layer")
     return name if layer is None else f"{name}.{layer}"
-
-
-def problem_row(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``model``, ``picture`` and ``k`` of a configuration: what is known before a result."""
-    image = settings["image"]
-    return {
-        "model": model_name(settings["model"]),
-        "picture": str(image.get("source") or image.get("path") or ""),
-        "k": settings["solver"].get("k"),
-    }
 
 
 def problem_lines(run: RunFolder, record: Mapping[str, Any]) -> list[str]:

@@ -57,7 +57,7 @@ def run_rows(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
     return rows
 
 
-def format_runs(runs: Sequence[RunFolder], sort: str = "created") -> list[str]:
+def format_runs(runs: Sequence[RunFolder], sort: str = "-created", limit: int = 0) -> list[str]:
     """Return the table as lines for a screen.
 
     Parameters
@@ -66,6 +66,8 @@ def format_runs(runs: Sequence[RunFolder], sort: str = "created") -> list[str]:
         Which.
     sort
         One of :data:`COLUMNS`, ``-`` before it for the largest first; runs without a value last.
+    limit
+        How many lines at most; 0: all.
 
     Raises
     ------
@@ -81,9 +83,12 @@ def format_runs(runs: Sequence[RunFolder], sort: str = "created") -> list[str]:
     known = [row for row in rows if _is_known(row[column])]
     known.sort(key=lambda row: _key(row[column]), reverse=sort.startswith("-"))
     rows = known + [row for row in rows if not _is_known(row[column])]
+    left_out = max(0, len(rows) - limit) if limit > 0 else 0
+    rows = rows[: len(rows) - left_out]
     cells = [[_HEADINGS.get(name, name) for name in COLUMNS]]
     cells += [[_cell(name, row) for name in COLUMNS] for row in rows]
-    return aligned(cells, right=[i for i, name in enumerate(COLUMNS) if name in _RIGHT])
+    lines = aligned(cells, right=[i for i, name in enumerate(COLUMNS) if name in _RIGHT])
+    return [*lines, *([f"… and {left_out} more: --limit 0"] if left_out else [])]
 
 
 def _is_known(value: Any) -> bool:

@@ -27,7 +27,9 @@ from typing import Any
 from eigenexp.errors import InputError
 
 __all__ = [
+    "STOP_FLAG",
     "STOP_SIGNALS",
+    "StopFlag",
     "live_beside_parent",
     "module_arguments",
     "passing_signals_to",
@@ -39,6 +41,52 @@ STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
 """What a run stops on, with a checkpoint."""
+
+
+class StopFlag:
+    """Remembers a signal over many runs in one process, whichever of them hears it first.
+
+    It listens within :meth:`listening`; a handler that a run puts in its place in the meantime
+    tells it (:meth:`set`). A second Ctrl-C that finds no run raises ``KeyboardInterrupt``.
+
+    Attributes
+    ----------
+    received
+        The first signal; ``None`` so far.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._listens = False
+
+    def set(self, number: int) -> None:
+        """Say that a signal came; forgotten where nobody listens."""
+        if self._listens and self.received is None:
+            self.received = number
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.set(number)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear signals within the block; in the main thread alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.received, self._listens = None, True
+        before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            self._listens = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+STOP_FLAG = StopFlag()
+"""The process's own: signals belong to a process."""
 
 _ARGUMENTS = "EIGENEXP_ARGUMENTS"
 _HOME = Path(__file__).absolute().parents[2]  # where the package lies: it may not be installed

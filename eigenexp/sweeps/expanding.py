@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from eigenexp.errors import ConfigError
-from eigenexp.experiments.config import explain, hydra_session
+from eigenexp.experiments.config import explained, hydra_session
 
 __all__ = ["expand", "split_hydra"]
 
@@ -59,4 +59,4 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         try:
             return list(parser.parse_overrides(list(overrides)))
         except HydraException as error:
-            raise ConfigError(explain(error, overrides)) from error
+            raise explained(error, overrides) from error

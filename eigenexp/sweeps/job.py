@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eigenexp.distributed.ranks import is_first_rank
 from eigenexp.distributed.rendezvous import decided_by_first, started_by_scheduler
 from eigenexp.errors import EigenexpError, one_line, summary
-from eigenexp.runs.overview import problem_row, records_row, result_row
-from eigenexp.storage.processes import passing_signals_to, start_module
+from eigenexp.experiments.schema import FitConfig
+from eigenexp.experiments.shown import problem_row
+from eigenexp.runs.folder import OUT_OF_TIME
+from eigenexp.runs.overview import records_row, result_row
+from eigenexp.storage.processes import STOP_FLAG, passing_signals_to, start_module
 from eigenexp.sweeps.manifest import FAILED, FINISHED, PENDING, RUNNING, STOPPED, Job, SweepFolder
 from eigenexp.sweeps.resources import granted_threads, num_processes, take_gpu
 
@@ -72,9 +76,9 @@ class SweepJob:
         """Run one job; return its state. Errors are written down, not raised."""
         from hydra.core.hydra_config import HydraConfig
 
-        from eigenexp.experiments.config import plain_config
+        from eigenexp.experiments.config import checked
 
-        index, settings = int(HydraConfig.get().job.name), plain_config(config)
+        index, settings = int(HydraConfig.get().job.name), checked(config)
         count = num_processes(settings)
         if count > 1 and not started_by_scheduler():
             return self._run_apart(index)
@@ -82,11 +86,18 @@ class SweepJob:
             take_gpu(self.gpus)
         return self.run(index, settings)
 
-    def run(self, index: int, settings: dict[str, Any]) -> str:
+    def run(self, index: int, settings: FitConfig) -> str:
         """Run job ``index`` with ``settings`` unless it is finished or another process has it.
 
         Of several processes the first one holds the job and writes down what becomes of it.
+
+        Raises
+        ------
+        SweepStoppedError
+            When a signal stopped it, or came before it, in the sweep's own process.
         """
+        if self.in_process and STOP_FLAG.received is not None:
+            raise SweepStoppedError(128 + STOP_FLAG.received)
         folder = SweepFolder(Path(self.root), self.sweep_id)
         if not is_first_rank():
             begun = decided_by_first(lambda: None)
@@ -104,7 +115,7 @@ class SweepJob:
             raise SweepStoppedError(exit_code or 130)
         return state
 
-    def _run(self, folder: SweepFolder, job: Job, settings: dict[str, Any]) -> tuple[str, int]:
+    def _run(self, folder: SweepFolder, job: Job, settings: FitConfig) -> tuple[str, int]:
         """Run a job that this process holds; return its state and exit code."""
         began = time.perf_counter()
         spent = float(job.facts.get("seconds", 0.0))
@@ -112,25 +123,26 @@ class SweepJob:
         facts: dict[str, Any] = {}
         exit_code = 0
         try:
-            begun = decided_by_first(
-                lambda: [None, None] if job.state == PENDING else self._begun(job.index)
-            )
+            begun = decided_by_first(lambda: "" if job.state == PENDING else self._begun(job.index))
             with contextlib.chdir(folder.manifest()["cwd"]):
                 result = self._fit(job.index, settings, begun)
             exit_code = result.exit_code
             facts = {"run_id": result.run_id, "row": job_row(settings, result)}
             state = STOPPED if result.status == "KILLED" else FINISHED
-            if state == FINISHED and exit_code:
+            if state == STOPPED:
+                facts["error"] = _why_stopped(exit_code)
+            elif exit_code:
                 state, facts["error"] = FAILED, "a picture of it failed; see its own table"
         except EigenexpError as error:
             state, facts = FAILED, {"error": one_line(error)}
         except KeyboardInterrupt:
             state, exit_code = STOPPED, 130
+            facts = {"error": _why_stopped(exit_code)}
         except Exception as error:  # a defect, or a model's own: kept whole, told in one line
             state, facts = FAILED, {"error": summary(error, whole=True), "traceback": _trace(error)}
         seconds = spent + time.perf_counter() - began
         facts.setdefault("row", problem_row(settings))["seconds"] = round(seconds, 3)
-        facts |= {"threads": settings["threads"], "exit_code": exit_code}
+        facts |= {"threads": self._threads(settings), "exit_code": exit_code}
         folder.write_job(job.index, state, seconds=seconds, **facts)
         return state, exit_code
 
@@ -146,10 +158,8 @@ class SweepJob:
             raise SweepStoppedError(int(job.facts.get("exit_code") or 130))
         return job.state
 
-    def _fit(
-        self, index: int, settings: dict[str, Any], begun: Sequence[str | None]
-    ) -> RunResult | StudyResult:
-        """Fit in a new run, or go on with the run and checkpoint ``begun``."""
+    def _fit(self, index: int, settings: FitConfig, begun: str) -> RunResult | StudyResult:
+        """Fit in a new run, or go on with the run ``begun`` where that names one."""
         import eigenexp.experiments.experiment as runs
         from eigenexp.console import quiet
         from eigenexp.runs.folder import RunFolder
@@ -157,30 +167,28 @@ class SweepJob:
         tags = {SWEEP_TAG: self.sweep_id, JOB_TAG: str(index)}
         if self.parent_run_id is not None:
             tags[PARENT_TAG] = self.parent_run_id
-        settings["tags"] = {**settings["tags"], **tags}
-        settings["root"] = self.root
-        if settings["threads"] is None:
-            settings["threads"] = self._threads(settings)
-        # Many at a time, on one screen or none.
-        settings["trainer"]["enable_progress_bar"] = False
-        quiet()
-        run_id, checkpoint = begun
-        return runs.fit(
+        given = replace(
             settings,
-            run=None if run_id is None else RunFolder(Path(self.root), run_id),
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-            say=lambda line: None,
+            tags={**settings.tags, **tags},
+            root=self.root,
+            threads=self._threads(settings),
+            # Many at a time, on one screen or none.
+            trainer=replace(settings.trainer, enable_progress_bar=False),
         )
+        quiet()
+        run = RunFolder(Path(self.root), begun) if begun else None
+        return runs.fit(given, run=run, say=lambda line: None)
 
-    def _threads(self, settings: Mapping[str, Any]) -> int | None:
+    def _threads(self, settings: FitConfig) -> int | None:
+        if settings.threads is not None:
+            return settings.threads
         if self.threads is None:
             return granted_threads()
-        here = num_processes(settings) // int(settings["trainer"]["num_nodes"])
+        here = num_processes(settings) // settings.trainer.num_nodes
         return max(1, self.threads // max(1, here))
 
-    def _begun(self, index: int) -> list[str | None]:
-        """Return the run this job began before it was stopped, and its last checkpoint, if any."""
-        from eigenexp.checkpoints.files import find_checkpoint
+    def _begun(self, index: int) -> str:
+        """Return the id of the run this job began before it was stopped; empty where it did not."""
         from eigenexp.errors import CheckpointError
         from eigenexp.runs.folder import list_runs
 
@@ -193,14 +201,18 @@ class SweepJob:
             if not isinstance(tags, Mapping) or tags.get(SWEEP_TAG) != self.sweep_id:
                 continue
             if tags.get(JOB_TAG) == str(index):
-                try:
-                    return [run.run_id, str(find_checkpoint(run.checkpoints))]
-                except CheckpointError:  # killed before its first
-                    return [run.run_id, None]
-        return [None, None]
+                return run.run_id
+        return ""
 
 
-def job_row(settings: Mapping[str, Any], result: Any) -> dict[str, Any]:
+def _why_stopped(exit_code: int) -> str:
+    if exit_code == OUT_OF_TIME:
+        return "stopped at trainer.max_time"
+    number = exit_code - 128
+    return f"stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}"
+
+
+def job_row(settings: FitConfig, result: Any) -> dict[str, Any]:
     """Return a finished job's line of the table; a job of many pictures has their worst."""
     if hasattr(result, "spectrum"):
         return {**problem_row(settings), **result_row(result.spectrum)}

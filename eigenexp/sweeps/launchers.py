@@ -17,7 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eigenexp.errors import ConfigError
-from eigenexp.experiments.config import CONFIG_NAME, explain, hydra_session, register_schemas
+from eigenexp.experiments.config import (
+    CONFIG_NAME,
+    explained,
+    hydra_session,
+    register_schemas,
+    search_path,
+)
 from eigenexp.sweeps.resources import visible_gpus
 
 __all__ = ["EXTRAS", "Launch", "available_cores", "check_launcher", "job_gpus", "job_threads"]
@@ -151,7 +157,7 @@ class Launch:
             "hydra.output_subdir=null",
             "hydra.job.chdir=false",
         ]
-        self._overrides = [*hydra_overrides, *own]
+        self._overrides = [*hydra_overrides, *own, *search_path()]
         with hydra_session() as hydra:
             try:
                 self.config: DictConfig = hydra.compose_config(
@@ -161,7 +167,7 @@ class Launch:
                     with_log_configuration=False,
                 )
             except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(explain(error, self._overrides)) from error
+                raise explained(error, self._overrides) from error
             self._loader = hydra.config_loader
         self.settings: Any = OmegaConf.to_container(self.config.hydra.launcher, resolve=False)
 

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from eigenexp.errors import ConfigError, summary
-from eigenexp.experiments.config import compose_config, plain_config
+from eigenexp.experiments.config import (
+    CONFIG_DIR,
+    compose_config,
+    own_folder,
+    plain_config,
+    with_own_model,
+)
+from eigenexp.experiments.session import without_credentials
+from eigenexp.experiments.shown import problem_row
+from eigenexp.experiments.summary import NOT_PROVEN
 from eigenexp.runs.folder import open_root
-from eigenexp.runs.overview import problem_row
+from eigenexp.storage.addresses import without_userinfo
+from eigenexp.storage.processes import STOP_FLAG
 from eigenexp.sweeps.expanding import expand, split_hydra
 from eigenexp.sweeps.job import SWEEP_TAG, SweepJob, SweepStoppedError
 from eigenexp.sweeps.launchers import Launch, check_launcher, job_gpus, job_threads
 from eigenexp.sweeps.manifest import FINISHED, RUNNING, Job, SweepFolder, find_sweep
 from eigenexp.sweeps.table import format_table, write_tables
+from eigenexp.sweeps.trust import check_sweep_trusted
 
 __all__ = ["retry", "show", "sweep"]
 
@@ -42,7 +56,8 @@ def sweep(overrides: Sequence[str], *, say: Say = print) -> int:
     Returns
     -------
     int
-        0 when every job finished, 1 when one failed, 128 + the signal's number when stopped.
+        0 when every job finished with every pair proven, 3 when one has a pair that is not, 1 when
+        one failed, 128 + the signal's number when stopped.
 
     Raises
     ------
@@ -54,29 +69,38 @@ def sweep(overrides: Sequence[str], *, say: Say = print) -> int:
     jobs = expand(own)
     if len(jobs) >= MANY:
         say(f"checking {_count(jobs)} before the first starts")
-    settings = [plain_config(compose_config(job)) for job in jobs]
+    settings = [compose_config(job) for job in jobs]
+    first = without_credentials(settings[0])
     for key in ("root", "experiment_name"):
-        if len({each[key] for each in settings}) > 1:
+        if len({getattr(each, key) for each in settings}) > 1:
             raise ConfigError(f"{key}: expected one value for the whole sweep, got several")
-    root = open_root(settings[0]["root"])
+    root = open_root(first.root)
     sweep_id = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     folder = SweepFolder(root, sweep_id)
     launch = Launch(launcher, hydra_overrides, str(folder.path))
     folder.create(
-        jobs,
+        [[without_userinfo(override) for override in job] for job in jobs],
         hydra=hydra_overrides,
         launcher=launcher,
         cwd=str(Path.cwd()),
+        config_dir=None if (groups := own_folder()) is None else str(groups),
         rows=[problem_row(each) for each in settings],
-        experiment_name=settings[0]["experiment_name"],
-        logger=settings[0]["logger"],
+        experiment_name=first.experiment_name,
+        logger=plain_config(first)["logger"],
         parent_run_id=None,
     )
     say(f"sweep {sweep_id}: {_count(jobs)} by {launcher}, files under {folder.path}")
     return _run(folder, launch, folder.jobs(), say)
 
 
-def retry(name: str, overrides: Sequence[str] = (), *, root: str | Path, say: Say = print) -> int:
+def retry(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    root: str | Path,
+    trust: bool = False,
+    say: Say = print,
+) -> int:
     """Run again what a sweep has not finished, each from its last checkpoint; return the exit code.
 
     Parameters
@@ -87,13 +111,15 @@ def retry(name: str, overrides: Sequence[str] = (), *, root: str | Path, say: Sa
         Changes to how jobs are launched (``hydra/launcher=…``); the jobs stay what they were.
     root
         Folder of the runs.
+    trust
+        Build any class that the sweep's files name, start jobs and send points as they say.
     say
         Receives the lines a person reads.
 
     Raises
     ------
     RunNotFoundError, ConfigError
-        When there is no such sweep, or an override would change its jobs.
+        When there is no such sweep, an override would change its jobs, or it is not trusted.
     """
     hydra_overrides, own = split_hydra(overrides)
     if own:
@@ -108,6 +134,21 @@ def retry(name: str, overrides: Sequence[str] = (), *, root: str | Path, say: Sa
     else:
         chosen = [*manifest["hydra"], *hydra_overrides]
     launcher = check_launcher(chosen)
+    with _own_folder(manifest):
+        return _retry(folder, manifest, launcher, chosen, hydra_overrides, trust, say)
+
+
+def _retry(
+    folder: SweepFolder,
+    manifest: Mapping[str, Any],
+    launcher: str,
+    chosen: Sequence[str],
+    given: Sequence[str],
+    trust: bool,
+    say: Say,
+) -> int:
+    if not trust:
+        check_sweep_trusted(manifest, given)
     jobs = folder.jobs()
     alive = [job for job in jobs if job.state == RUNNING]
     todo = [job for job in jobs if job.state not in (FINISHED, RUNNING)]
@@ -120,6 +161,19 @@ def retry(name: str, overrides: Sequence[str] = (), *, root: str | Path, say: Sa
     launch = Launch(launcher, chosen, str(folder.path))
     say(f"sweep {folder.sweep_id}: {_count(todo)} of {len(jobs)} by {launcher}")
     return _run(folder, launch, todo, say)
+
+
+@contextlib.contextmanager
+def _own_folder(manifest: Mapping[str, Any]) -> Iterator[None]:
+    """Let the sweep's own groups be found again, from wherever it is retried."""
+    before, saved = os.environ.get(CONFIG_DIR), manifest.get("config_dir")
+    if before is None and saved is not None and Path(str(saved)).is_dir():
+        os.environ[CONFIG_DIR] = str(saved)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(CONFIG_DIR, None)
 
 
 def show(folder: SweepFolder, *, say: Say = print) -> None:
@@ -139,10 +193,11 @@ def _run(folder: SweepFolder, launch: Launch, todo: Sequence[Job], say: Say) -> 
         in_process=launch.name == "basic",
         gpus=job_gpus(launch.name),
     )
-    overrides = [[*job.overrides, f"hydra.job.name={job.index}"] for job in todo]
+    overrides = [[*with_own_model(job.overrides), f"hydra.job.name={job.index}"] for job in todo]
     stopped = 0
+    hears = STOP_FLAG.listening() if task.in_process else _terminating()
     try:
-        with _Watch(folder, todo, say):
+        with hears, _Watch(folder, todo, say):
             launch.run(task, overrides)
     except SweepStoppedError as signal:
         stopped = signal.exit_code
@@ -152,8 +207,25 @@ def _run(folder: SweepFolder, launch: Launch, todo: Sequence[Job], say: Say) -> 
         # The launcher lost a job or could not start; every job's own end is on disk.
         say(f"{launch.name}: {summary(error, whole=True)[:300]}")
     code = _finish(folder, folder.jobs(), say, stopped=stopped)
-    parent.close(folder, stopped=bool(stopped), failed=code != 0)
+    parent.close(folder, stopped=bool(stopped), failed=code not in (0, NOT_PROVEN))
     return code
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """Let SIGTERM end the launcher as Ctrl-C does: its jobs are in processes of its own."""
+
+    def end(number: int, frame: object) -> None:
+        raise SweepStoppedError(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _finish(
@@ -177,7 +249,11 @@ def _finish(
         say("dashboard: eigenexp ui")
     status = "stopped" if stopped else "running" if alive else "failed" if failed else "finished"
     folder.update(status=status)
-    return stopped or int(bool(failed))
+    if stopped or failed:
+        return stopped or 1
+    # Of several pictures and pairs a row has the status that is furthest from a proof.
+    rows = [job.facts.get("row") or {} for job in jobs if job.state == FINISHED]
+    return NOT_PROVEN if any(row.get("status") != "converged" for row in rows) else 0
 
 
 class _Parent:

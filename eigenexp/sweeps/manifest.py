@@ -24,6 +24,14 @@ SCHEMA_VERSION = 1
 PENDING, RUNNING, LOST = "pending", "running", "lost"
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 
+_USUAL: dict[str, Any] = {
+    "hydra": [],
+    "launcher": "basic",
+    "experiment_name": "eigenexp",
+    "logger": {"mlflow": False},
+    "parent_run_id": None,
+}
+
 # Somebody who only looks whether a job lives holds its lock for a moment.
 _LOCK_SECONDS = 5.0
 
@@ -87,7 +95,11 @@ class SweepFolder:
         return self.path / "table.csv"
 
     def create(self, jobs: Sequence[Sequence[str]], **facts: Any) -> None:
-        """Write the manifest of ``jobs``, each a list of overrides, before any of them starts."""
+        """Write the manifest of ``jobs``, each a list of overrides, before any of them starts.
+
+        ``facts`` are ``rows`` (of the table, one a job) and those that are not as usual: ``hydra``,
+        ``launcher``, ``cwd``, ``experiment_name``, ``logger``, ``parent_run_id``.
+        """
         (self.path / "jobs").mkdir(parents=True)
         self.update(
             schema_version=SCHEMA_VERSION,
@@ -95,7 +107,7 @@ class SweepFolder:
             created=_now(),
             jobs=[list(overrides) for overrides in jobs],
             swept=sorted(swept_keys(jobs)),
-            **facts,
+            **{**_USUAL, "cwd": str(Path.cwd()), **facts},
         )
 
     def update(self, **facts: Any) -> None:
@@ -118,6 +130,12 @@ class SweepFolder:
                 f"{self.manifest_path}: expected a sweep's manifest of version {SCHEMA_VERSION}, "
                 f"got version {version}; use the eigenexp that wrote it"
             )
+        fault = _fault(manifest)
+        if fault is not None:
+            raise CheckpointError(
+                f"{self.manifest_path}: expected a sweep's manifest, got a wrong {fault!r}; the "
+                "file is damaged"
+            )
         return manifest
 
     def jobs(self) -> list[Job]:
@@ -135,11 +153,11 @@ class SweepFolder:
         path = self.job_path(index)
         if not path.exists():
             return Job(index, overrides, swept, facts=planned)
-        facts = read_json(path, "a sweep's file")
+        facts = _sound(read_json(path, "a sweep's file"))
         state = str(facts.get("state"))
         if state == RUNNING and not self._is_held(index):
             # It may have ended between the two looks.
-            facts = read_json(path, "a sweep's file")
+            facts = _sound(read_json(path, "a sweep's file"))
             state = str(facts.get("state"))
             state = LOST if state == RUNNING else state
         return Job(index, overrides, swept, state, planned | facts)
@@ -181,6 +199,39 @@ class SweepFolder:
 
     def _lock(self, index: int) -> FileLock:
         return FileLock(self.job_path(index).with_suffix(".lock"))
+
+
+def _sound(facts: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a job's facts those that are not of their kind."""
+    kinds: dict[str, Any] = {"row": dict, "error": str, "run_id": str, "seconds": (int, float)}
+    return {
+        key: value
+        for key, value in facts.items()
+        if value is None or isinstance(value, kinds.get(key, object))
+    }
+
+
+def _fault(manifest: Mapping[str, Any]) -> str | None:
+    """Return the key of a manifest whose value is not of its kind, if any."""
+    texts = {"hydra": manifest.get("hydra"), "swept": manifest.get("swept")}
+    for key, value in texts.items():
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            return key
+    jobs, rows = manifest["jobs"], manifest.get("rows")
+    if not all(isinstance(job, list) and all(isinstance(o, str) for o in job) for job in jobs):
+        return "jobs"
+    if not isinstance(rows, list) or len(rows) != len(jobs):
+        return "rows"
+    if not all(isinstance(row, dict) for row in rows):
+        return "rows"
+    logger = manifest.get("logger")
+    if not isinstance(logger, dict) or not isinstance(logger.get("mlflow"), bool):
+        return "logger"
+    for key in ("cwd", "launcher", "experiment_name"):
+        if not isinstance(manifest.get(key), str):
+            return key
+    parent = manifest.get("parent_run_id")
+    return None if parent is None or isinstance(parent, str) else "parent_run_id"
 
 
 def swept_keys(jobs: Sequence[Sequence[str]]) -> set[str]:

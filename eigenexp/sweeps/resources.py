@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from eigenexp.errors import EigenexpError
+from eigenexp.experiments.schema import FitConfig
 
 __all__ = ["granted_threads", "num_processes", "take_gpu", "visible_gpus"]
 
@@ -20,10 +20,9 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _taken: FileLock | None = None
 
 
-def num_processes(settings: Mapping[str, Any]) -> int:
+def num_processes(settings: FitConfig) -> int:
     """Return how many processes a job's trainer takes, on all its nodes."""
-    chosen = settings["trainer"]
-    if chosen["devices"] in (1, "1") and chosen["num_nodes"] == 1:
+    if settings.trainer.devices in (1, "1") and settings.trainer.num_nodes == 1:
         return 1
     from eigenexp.experiments.building import build_trainer
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from eigenexp.distributed.ranks import is_first_rank
-from eigenexp.experiments.config import compose_config, plain_config
+from eigenexp.experiments.config import compose_config
 from eigenexp.storage.processes import module_arguments, when_parent_closes
 from eigenexp.sweeps.job import SweepJob
 from eigenexp.sweeps.manifest import SweepFolder
@@ -32,7 +32,7 @@ def main() -> int:
     if is_first_rank():
         when_parent_closes(partial(os.kill, os.getpid(), signal.SIGTERM))
     folder = SweepFolder(Path(job.root), job.sweep_id)
-    job.run(index, plain_config(compose_config(folder.job(index).overrides)))
+    job.run(index, compose_config(folder.job(index).overrides))
     return int(folder.job(index).facts.get("exit_code") or 0) if is_first_rank() else 0
 
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
+
+from eigenexp.storage.addresses import without_userinfo
 
 __all__ = ["ScrubbedFormatter", "one_line", "printable", "with_userinfo", "without_userinfo"]
 
-_USERINFO = re.compile(r"(?<=://)[^/\s?#]*@")
 _LONGEST = 300
-
-
-def without_userinfo(text: str) -> str:
-    """Return ``text`` with ``user:password@`` taken out of every address in it."""
-    return _USERINFO.sub("", text)
 
 
 def with_userinfo(address: str) -> str:

@@ -195,7 +195,7 @@ def test_resume_after_max_steps_equals_the_unbroken_run(
     assert main(["fit", *settings, "logger=none"]) == 0
     broken.mkdir()
     monkeypatch.chdir(broken)
-    assert main(["fit", *settings, "logger=mlflow", "trainer.max_steps=17"]) == 0
+    assert main(["fit", *settings, "logger=mlflow", "trainer.max_steps=17"]) == 3
     assert "not every pair is proven" in capsys.readouterr().out
     run_id = only_run(broken).run_id
     assert main(["resume", run_id, "trainer.max_steps=100000"]) == 0
@@ -286,7 +286,7 @@ def test_a_signal_after_the_end_does_not_undo_it(
         return real(*arguments)
 
     monkeypatch.setattr(solving_module, "_stop_reason", stop_reason)
-    assert main(["fit", *ENDLESS, "logger=mlflow", "trainer.max_steps=3"]) == 0
+    assert main(["fit", *ENDLESS, "logger=mlflow", "trainer.max_steps=3"]) == 3
     assert only_run(in_tmp).read_record()["status"] == "FINISHED"
 
 
@@ -347,10 +347,10 @@ def test_kill_minus_nine_then_resume_is_bit_identical(tmp_path: Path) -> None:
     saved = json.loads((last.checkpoints / "last.metadata.json").read_text())["step"]
     goal = saved + 40
     resumed = run(tmp_path, "resume", "last", f"trainer.max_steps={goal}")
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.returncode == 3, resumed.stderr
     whole = tmp_path / "whole"
     whole.mkdir()
-    assert run(whole, "fit", *settings, f"trainer.max_steps={goal}").returncode == 0
+    assert run(whole, "fit", *settings, f"trainer.max_steps={goal}").returncode == 3
     a = Spectrum.load(last.results / "spectrum.safetensors")
     b = Spectrum.load(only_run(whole).results / "spectrum.safetensors")
     assert torch.equal(a.eigenvectors, b.eigenvectors)
@@ -449,13 +449,13 @@ def test_a_run_that_fails_after_it_began_is_marked_failed(
 def test_a_damaged_record_hides_nothing(
     record: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", *ENDLESS, "logger=none", "trainer.max_steps=3"]) == 0
+    assert main(["fit", *ENDLESS, "logger=none", "trainer.max_steps=3"]) == 3
     found = only_run(in_tmp)
     found.record_path.write_text(record)
     capsys.readouterr()
     assert main(["show"]) == 0
     assert found.run_id in capsys.readouterr().out
-    assert main(["resume", "last"]) == 0
+    assert main(["resume", "last"]) == 3
     assert found.read_record()["status"] == "FINISHED"
 
 
@@ -463,7 +463,7 @@ def test_a_damaged_record_hides_nothing(
 def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
     in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", *ENDLESS, "logger=mlflow", "trainer.max_steps=3"]) == 0
+    assert main(["fit", *ENDLESS, "logger=mlflow", "trainer.max_steps=3"]) == 3
     found = only_run(in_tmp)
 
     def look() -> tuple[Any, ...]:
@@ -480,7 +480,7 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
     assert main(["resume", "last", "image.crop=[0,0,48,48]"]) == 1
     assert "does not fit" in capsys.readouterr().err
     assert look() == before
-    assert main(["resume", "last", "trainer.max_steps=5"]) == 0
+    assert main(["resume", "last", "trainer.max_steps=5"]) == 3
     after = look()
     assert ("eigenexp.resume_count", "1") in after[2]
     assert found.read_record()["status"] == "FINISHED"
@@ -489,7 +489,7 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
 def test_a_saved_target_outside_the_trusted_packages_is_not_built(
     in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", *SMALL, "logger=none", "trainer.max_steps=3"]) == 0
+    assert main(["fit", *SMALL, "logger=none", "trainer.max_steps=3"]) == 3
     checkpoint = only_run(in_tmp).checkpoints / "last.ckpt"
     from eigenexp.checkpoints.files import load_checkpoint, save_checkpoint
 

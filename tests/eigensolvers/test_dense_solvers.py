@@ -424,7 +424,7 @@ def test_a_fit_cut_short_by_its_budget_is_resumed_to_the_same_bits(
 ) -> None:
     assert main(["fit", "solver=exact", "root=whole", *SMALL]) == 0
     assert "converged" in capsys.readouterr().out
-    assert main(["fit", "solver=exact", "solver.max_products=100", *SMALL]) == 0
+    assert main(["fit", "solver=exact", "solver.max_products=100", *SMALL]) == 3
     assert "go on with: eigenexp resume" in capsys.readouterr().out
     assert main(["resume", "last", "solver.max_products=null"]) == 0
     assert "changed on purpose" in capsys.readouterr().err

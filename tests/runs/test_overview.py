@@ -6,12 +6,12 @@ import html
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from eigenexp.experiments.config import compose_config, plain_config, shown_settings
+from eigenexp.experiments.config import FitConfig, compose_config
+from eigenexp.experiments.shown import shown_settings
 from eigenexp.pictures.picture import load_picture
 from eigenexp.pictures.saving import PICTURE_FILE, save_picture
 from eigenexp.runs.folder import RunFolder
@@ -87,8 +87,8 @@ def test_names_neither_format_nor_run(text: str) -> None:
     assert "<script>x</script>" in html.unescape(text.replace("\\", ""))
 
 
-def settings(*overrides: str) -> dict[str, Any]:
-    return plain_config(compose_config(overrides))
+def settings(*overrides: str) -> FitConfig:
+    return compose_config(overrides)
 
 
 def test_parameters_are_what_identifies_a_run_and_what_is_unusual() -> None:

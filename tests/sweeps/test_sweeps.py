@@ -258,7 +258,7 @@ def test_kill_minus_nine_then_only_the_unfinished_go_on(
     assert [job.state for job in sweep.jobs()] == ["finished", "lost", "pending"]
     before = {run.run_id for run in list_runs(tmp_path / "mlruns")}
     first = sweep.job_path(0).read_bytes()
-    assert main(["fit", "--retry-failed", "last"]) == 0
+    assert main(["fit", "--retry-failed", "last"]) == 3
     assert "2 jobs of 3 by basic" in capsys.readouterr().out
     assert [job.state for job in sweep.jobs()] == ["finished"] * 3
     assert sweep.job_path(0).read_bytes() == first
@@ -268,7 +268,7 @@ def test_kill_minus_nine_then_only_the_unfinished_go_on(
     whole = tmp_path / "whole"
     whole.mkdir()
     os.chdir(whole)
-    assert main(["fit", *LONG, "solver.seed=1", "trainer.enable_progress_bar=false"]) == 0
+    assert main(["fit", *LONG, "solver.seed=1", "trainer.enable_progress_bar=false"]) == 3
     results = tmp_path / "mlruns" / "results" / sweep.job(1).facts["run_id"]
     a = Spectrum.load(results / "spectrum.safetensors")
     b = Spectrum.load(list_runs(whole / "mlruns")[0].results / "spectrum.safetensors")

@@ -1,0 +1,309 @@
+"""Objects that a configuration names: found, trusted or refused, built."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from eigenexp.errors import ConfigError, EigenexpError
+from eigenexp.experiments.schema import FitConfig
+from eigenexp.models import LayerOutput
+
+__all__ = [
+    "TRUSTED_PACKAGES",
+    "build_model",
+    "build_target",
+    "check_settings_trusted",
+    "check_trusted",
+]
+
+TRUSTED_PACKAGES = (
+    "eigenexp.models",
+    "plenoptic.models",
+    "torch.nn",
+    "torchvision.models",
+)
+"""Packages whose classes a model in a configuration read from a file or server may be built of."""
+
+
+def check_settings_trusted(settings: FitConfig) -> None:
+    """Refuse saved settings that would have foreign code run.
+
+    Models may be built of :data:`TRUSTED_PACKAGES`; loggers, callbacks and arguments of the trainer
+    of nothing, and files are written nowhere but where runs are.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, and how to allow it.
+    """
+    check_trusted(settings.model)
+    groups = {
+        "logger": settings.logger.others,
+        "callbacks": settings.callbacks.others,
+        "trainer": settings.trainer.others,
+    }
+    for group, others in groups.items():
+        target = _first_target(others)
+        if target is not None or "default_root_dir" in others:
+            raise ConfigError(
+                f"{group}: expected eigenexp's own in a saved configuration, got "
+                f"{target or 'default_root_dir'!r}; pass --trust if you know where it comes from"
+            )
+
+
+def _first_target(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return str(value["_target_"])
+        value = list(value.values())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return next((found for entry in value if (found := _first_target(entry))), None)
+    return None
+
+
+def check_trusted(model: Any) -> None:
+    """Refuse a ``_target_`` outside :data:`TRUSTED_PACKAGES`, at any depth.
+
+    The name alone is judged here; :func:`build_model` judges what it leads to.
+
+    Raises
+    ------
+    ConfigError
+        Naming the target and how to allow it.
+    """
+    if isinstance(model, Mapping):
+        for key, value in model.items():
+            if key == "_target_" and not _is_trusted(str(value)):
+                raise _distrust(str(value))
+            check_trusted(value)
+    elif isinstance(model, Sequence) and not isinstance(model, str):
+        for entry in model:
+            check_trusted(entry)
+
+
+def _is_trusted(name: str) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in TRUSTED_PACKAGES)
+
+
+def _may_be_built(factory: Any) -> bool:
+    """Judge what a name led to by where it is defined; of torch.nn, modules alone."""
+    home = getattr(factory, "__module__", None)
+    if not isinstance(home, str) or not _is_trusted(home):
+        return False
+    if isinstance(factory, type):
+        return issubclass(factory, nn.Module)
+    return not f"{home}.".startswith("torch.nn.")
+
+
+def _distrust(target: str) -> ConfigError:
+    return ConfigError(
+        f"model._target_: expected one from {', '.join(TRUSTED_PACKAGES)}, got {target!r} from a "
+        "saved configuration; pass --trust if you know where it comes from"
+    )
+
+
+def build_model(config: Mapping[str, Any], *, trust: bool = True) -> Any:
+    """Build the model a configuration names, and cut it at ``layer``.
+
+    Parameters
+    ----------
+    config
+        ``_target_`` (``package.module.Class``, or ``/path/file.py:Class``), its arguments,
+        ``layer``, and ``weights`` where the class takes none itself: a file of its state
+        (safetensors, or what ``torch.save`` wrote of ``state_dict()``).
+    trust
+        Whether any class may be built; else those that :data:`TRUSTED_PACKAGES` define (not what
+        their modules import: ``torch.nn.….os.system`` is none of them).
+
+    Raises
+    ------
+    ConfigError
+        When the target cannot be imported or does not take these arguments.
+    """
+    arguments = dict(config)
+    layer = arguments.pop("layer", None)
+    if not trust:
+        check_trusted(config)
+    weights = None
+    if arguments.get("weights") is not None:
+        factory = _locate(str(arguments.get("_target_", "")), "model", trust)
+        if not _takes(factory, "weights"):
+            weights = str(arguments.pop("weights"))
+    model = build_target(arguments, "model", trust=trust)
+    if weights is not None:
+        _load_weights(model, weights)
+    if layer is None:
+        return model
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.layer: expected a torch.nn.Module, got {type(model).__name__}")
+    return LayerOutput(model, str(layer))
+
+
+def build_target(config: Mapping[str, Any], key: str, *, trust: bool = True) -> Any:
+    """Import ``_target_`` and call it with the other keys, which may hold targets themselves.
+
+    Parameters
+    ----------
+    config
+        ``_target_`` and its arguments.
+    key
+        What it is in the configuration, for messages.
+    trust
+        As in :func:`build_model`.
+
+    Raises
+    ------
+    ConfigError
+        When the target cannot be imported or does not take these arguments.
+    """
+    target = str(config.get("_target_", ""))
+    built = {
+        name: build_target(value, f"{key}.{name}", trust=trust)
+        if isinstance(value, Mapping) and "_target_" in value
+        else value
+        for name, value in config.items()
+        if name != "_target_"
+    }
+    factory = _locate(target, key, trust)
+    try:
+        return factory(**built)
+    except EigenexpError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{key}: expected arguments that {target} takes, got {sorted(built)} "
+            f"({' '.join(str(error).split())})"
+        ) from error
+
+
+def _locate(target: str, key: str, trust: bool) -> Any:
+    """Import what a target names, and judge it by what it led to."""
+    if not trust and not _is_trusted(target):
+        raise _distrust(target)
+    found = _from_file(target, key) if ".py:" in target else _from_package(target, key)
+    if not callable(found):
+        raise ConfigError(
+            f"{key}._target_: expected an importable class or function, got {target!r}; "
+            "write it as package.module.Name, or as ./file.py:Name"
+        )
+    if not trust and not _may_be_built(found):
+        raise _distrust(target)
+    return found
+
+
+def _from_package(target: str, key: str) -> Any:
+    """Import ``package.module.Class``; a class may sit in a class, a package in this folder."""
+    parts = target.split(".")
+    if not all(parts) or len(parts) < 2:
+        return None
+    _look_here(os.getcwd())
+    for length in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:length])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+                continue
+            raise ConfigError(
+                f"{key}._target_: {target} needs the package {error.name!r}; install it"
+            ) from error
+        except (ImportError, SyntaxError) as error:
+            raise _broken(target, key, error) from error
+        for part in parts[length:]:
+            found = getattr(found, part, None)
+        return found
+    return None
+
+
+def _from_file(target: str, key: str) -> Any:
+    """Import ``/path/file.py:Class``; modules beside the file can be imported by it."""
+    path, _, name = target.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{key}._target_: expected a Python file, got {path!r}, which is none")
+    _look_here(str(file.absolute().parent))
+    loaded = sys.modules.get(file.stem)
+    if loaded is None or getattr(loaded, "__file__", None) != str(file.absolute()):
+        spec = importlib.util.spec_from_file_location(file.stem, file.absolute())
+        if spec is None or spec.loader is None:
+            return None
+        loaded = importlib.util.module_from_spec(spec)
+        before = sys.modules.get(file.stem)
+        sys.modules[file.stem] = loaded  # dataclasses and pickle look a class's module up there
+        try:
+            spec.loader.exec_module(loaded)
+        except (ImportError, SyntaxError) as error:
+            raise _broken(target, key, error) from error
+        finally:
+            if before is not None:
+                sys.modules[file.stem] = before
+    found: Any = loaded
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        own = sorted(
+            key
+            for key, value in vars(loaded).items()
+            if isinstance(value, type) and value.__module__ == loaded.__name__
+        )
+        raise ConfigError(
+            f"{key}._target_: expected a class or function of {path}, got {name!r}; it has "
+            f"{', '.join(own) or 'no class'}"
+        )
+    return found
+
+
+def _broken(target: str, key: str, error: ImportError | SyntaxError) -> ConfigError:
+    where = ""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f" in {error.filename}, line {error.lineno}"
+        text = error.msg
+    else:
+        text = " ".join(str(error).split())
+    return ConfigError(f"{key}._target_: {target}: {type(error).__name__}{where}: {text}")
+
+
+def _look_here(folder: str) -> None:
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.append(folder)  # behind what is installed
+
+
+def _takes(factory: Any, name: str) -> bool:
+    """Whether a class or function has an argument of that name."""
+    try:
+        return name in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _load_weights(model: Any, path: str) -> None:
+    """Put a file's state into a model; nothing in the file is executed."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.weights: expected a torch.nn.Module, got {type(model).__name__}")
+    if not Path(path).is_file():
+        raise ConfigError(f"model.weights: expected a file, got {path!r}, which is none")
+    try:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+                state = state["state_dict"]
+        model.load_state_dict(state)
+    except Exception as error:  # whatever a reader raises: the file is not what it should be
+        raise ConfigError(
+            f"model.weights: expected the state of a {type(model).__name__}, got {path} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        ) from error
