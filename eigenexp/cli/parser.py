@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 __all__ = ["CONFIG_DIR", "parse"]
 
-CONFIG_DIR = "EIGENEXPCONFIG_DIR"
+CONFIG_DIR = "EIGENEXP_CONFIG_DIR"
 
 _DESCRIPTION = """\
 The image changes a vision model feels most and least.

@@ -6,9 +6,10 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,7 +17,7 @@ import torch
 from eigenexp.callbacks import GracefulStop
 from eigenexp.checkpoints.files import Checkpoint
 from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
-from eigenexp.errors import ConfigError
+from eigenexp.errors import CheckpointError, ConfigError
 from eigenexp.experiments.building import build_trainer
 from eigenexp.experiments.schema import FitConfig
 from eigenexp.modules.eigendistortion import EigendistortionModule
@@ -86,6 +87,25 @@ def name_run(run: RunFolder | None, mlflow: MLflowLogger | None) -> str:
     return (mlflow and mlflow.version) or uuid.uuid4().hex
 
 
+_KINDS: dict[str, type[Any]] = {
+    "pytorch-lightning_version": str,
+    "state_dict": Mapping,
+    "loops": Mapping,
+    "callbacks": Mapping,
+}
+
+
+def _check_kinds(checkpoint: Checkpoint) -> None:
+    """Refuse what Lightning would stumble over without saying what is wrong."""
+    for key, kind in _KINDS.items():
+        value = checkpoint.content.get(key)
+        if not isinstance(value, kind):
+            raise CheckpointError(
+                f"{checkpoint.path}: expected a checkpoint of a run, got {type(value).__name__} "
+                f"for {key!r}; use an earlier one"
+            )
+
+
 def fit_to_the_end(
     trainer: L.Trainer,
     module: L.LightningModule,
@@ -113,6 +133,7 @@ def fit_to_the_end(
         warnings.filterwarnings("ignore", module=r"lightning\.")
         path = None
         if checkpoint is not None:
+            _check_kinds(checkpoint)
             path = str(checkpoint.path)
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(checkpoint)
         try:

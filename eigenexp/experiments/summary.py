@@ -48,8 +48,10 @@ def as_json(result: RunResult | StudyResult) -> dict[str, Any]:
     if isinstance(result, StudyResult):
         facts |= {"results": result.folder, "pictures": list(result.records.values())}
     else:
+        row = result_row(result.spectrum)
         facts |= {
-            **result_row(result.spectrum),
+            **{key: value for key, value in row.items() if key not in ("status", "pairs")},
+            "pairs_status": row["status"],
             "stop_reason": result.spectrum.stop_reason,
             "pairs": result.spectrum.rows(),
             "files": dict(result.paths),
@@ -88,10 +90,7 @@ def _advice(run_id: str, spectrum: Spectrum) -> str:
             return f"rounding is in the way; {resume} trainer.precision=64-true"
         return "rounding is in the way, in double precision too: ask for less with solver.tol=…"
     if spectrum.stop_reason is StopReason.UNVERIFIED:
-        return (
-            "their residuals are small, but a pair further out may be missed; a new run can look "
-            "for it: eigenexp fit … solver=lanczos solver.strict_verification=true"
-        )
+        return f"{resume} solver.miss_chance=… (the chance of a missed pair that you accept)"
     return f"try another method in a new run: eigenexp fit … solver=lanczos (this one: {run_id})"
 
 

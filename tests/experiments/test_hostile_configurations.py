@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from eigenexp.errors import EigenexpError
-from eigenexp.experiments.building import build_model
 from eigenexp.experiments.config import compose_config, override_config, plain_config
 from eigenexp.experiments.experiment import fit, resume
 from eigenexp.experiments.resuming import fetch_run
+from eigenexp.experiments.targets import build_model
 from tests.attacks import (
     Attacks,
     Place,
