@@ -66,6 +66,11 @@ class Frozen(State):
             gram=(residuals.mT @ residuals).cpu(),
         )
 
+    @property
+    def spread(self) -> float:
+        """‖R‖₂ of the residuals together."""
+        return max(0.0, float(torch.linalg.eigvalsh(self.gram)[-1])) ** 0.5
+
     def coefficients(self, size: int) -> tuple[Tensor, Tensor]:
         """Return U₀ ``(size, k)`` and g ``(size,)`` in a space that has grown to ``size``."""
         columns = torch.zeros(size, self.columns.shape[1], dtype=torch.float64)
