@@ -252,7 +252,8 @@ class CertifiedSolver(Eigensolver):
         frozen: Frozen | None = self._certificate.frozen
         if frozen is None:
             return least
-        return max(least, 0.98 * self._allowed() - frozen.spread)
+        spread: float = frozen.spread
+        return max(least, 0.98 * self._allowed() - spread)
 
     def _limits(self) -> Tensor:
         """Return the residual each wanted pair is to reach, ``(wanted,)``."""
@@ -457,9 +458,7 @@ class CertifiedSolver(Eigensolver):
         lower, upper = self._intervals(self._space.values[self._places()].clamp(min=0))
         values = self._space.values[self._places()].clamp(min=0)
         off = torch.maximum(values - lower, upper - values)
-        searched = [
-            off[: self._num_top] if end == "top" else off[self._num_top :] for end in ends
-        ]
+        searched = [off[: self._num_top] if end == "top" else off[self._num_top :] for end in ends]
         if any(float(one.max()) > self._allowed() for one in searched):
             return True
         if "bottom" in ends and self._relative_misses(values, lower):

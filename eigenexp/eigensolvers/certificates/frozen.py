@@ -6,6 +6,7 @@ grows behind them; a product is spent on new directions alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ class Frozen(State):
     @property
     def spread(self) -> float:
         """‖R‖₂ of the residuals together."""
-        return max(0.0, float(torch.linalg.eigvalsh(self.gram)[-1])) ** 0.5
+        return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(self.gram)[-1])))
 
     def coefficients(self, size: int) -> tuple[Tensor, Tensor]:
         """Return U₀ ``(size, k)`` and g ``(size,)`` in a space that has grown to ``size``."""
