@@ -260,7 +260,9 @@ class SolverModule(TurnModule):
             )
         path = os.fspath(checkpoint_path)
         checkpoint = AtomicCheckpointIO().load_checkpoint(path, map_location)
-        module = cls(**{**checkpoint.get("hyper_parameters", {}), **inputs})
+        # Not the hyper-parameters: they leave out what is None.
+        settings = _solver_record(checkpoint)["metadata"]["solver"]
+        module = cls(**{**settings, **inputs})
         module.on_load_checkpoint(checkpoint)
         return module
 

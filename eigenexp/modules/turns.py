@@ -7,6 +7,7 @@ intervals of callbacks and loggers, and what a checkpoint holds of them, are in 
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, cast
@@ -150,6 +151,13 @@ class TurnModule(L.LightningModule):
         # Lightning's strategies want something to train.
         self.turns = nn.Parameter(torch.zeros(()))
         self._sigterm = SigtermTogether(self.agrees_every)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Keep the signature of ``training_step`` with it: Lightning asks for it at every step."""
+        super().__init_subclass__(**options)
+        step = cls.__dict__.get("training_step")
+        if inspect.isfunction(step):
+            vars(step).setdefault("__signature__", inspect.signature(step))
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Check the trainer, before Lightning does in words of its own; bring no callbacks."""

@@ -184,7 +184,7 @@ def test_predict_returns_the_spectrum(small_problem: Problem, tmp_path: Path) ->
 def test_a_module_is_loaded_with_its_spectrum(
     place: str, small_problem: Problem, tmp_path: Path
 ) -> None:
-    path = saved(small_problem, tmp_path, k=2)
+    path = saved(small_problem, tmp_path, k=2, miss_chance=None)
     model, image, values = small_problem
     loaded = ee.EigendistortionModule.load_from_checkpoint(
         path if place == "file" else path.parent, model=model, image=image
@@ -192,6 +192,7 @@ def test_a_module_is_loaded_with_its_spectrum(
     spectrum = loaded.spectrum()
     assert spectrum.eigenindex.tolist() == [0, 1, 34, 35]
     torch.testing.assert_close(spectrum.eigenvalues, values[spectrum.eigenindex])
+    assert loaded.solver.settings.miss_chance is None
 
 
 def test_a_loaded_module_goes_on_to_the_same_bits(small_problem: Problem, tmp_path: Path) -> None:
