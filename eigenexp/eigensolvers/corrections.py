@@ -78,6 +78,7 @@ def olsen(solve: Callable[[Tensor], Tensor], end: str, residual: Tensor, locked:
     solved = solve(torch.cat([residual, locked], dim=1))
     t, inside = solved[:, :1], solved[:, 1:]
     gram = (locked.mT @ inside).double()
-    share = torch.linalg.lstsq(gram, (locked.mT @ t).double()).solution
+    # UᵀA⁻¹U is positive definite. Least squares would end in other last bits now and then.
+    share = torch.linalg.solve(gram, (locked.mT @ t).double())
     corrected: Tensor = t - inside @ share.to(t)
     return corrected

@@ -2,7 +2,7 @@
 
 The search space V ``(n, j)`` is kept with its products W = F V. A Ritz pair V s, θ has the residual
 r = W s − θ V s; V grows by r itself towards the top, which makes a Krylov space, and by A⁻¹ r
-towards the bottom, where A ≈ F is the surrogate of ``modulated_convolution`` (Davidson 1975;
+towards the bottom, where A ≈ F is one of the ``surrogates`` (Davidson 1975;
 Morgan & Scott 1986; Stathopoulos & Saad 1998). The Krylov space comes first, then the start
 vectors. Only where these do not have the bottom pairs do a few random vectors follow; A is
 estimated from them, and they bring every copy of a repeated eigenvalue into the space.
@@ -10,15 +10,31 @@ estimated from them, and they bring every copy of a repeated eigenvalue into the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.certificates.certified import GUARDING, MAIN, SEARCHING, CertifiedSolver
-from eigenexp.eigensolvers.modulated_convolution import ModulatedConvolution, fit_surrogate
+from eigenexp.eigensolvers.certificates.certified import (
+    BASIS_BYTES,
+    GUARDING,
+    MAIN,
+    SEARCHING,
+    CertifiedSolver,
+)
+from eigenexp.eigensolvers.modulated_convolution import fit_surrogate
 from eigenexp.eigensolvers.state import State, part, vectors
+from eigenexp.eigensolvers.strided_frame import StridedFrame
+from eigenexp.eigensolvers.surrogates import (
+    MORE,
+    choose,
+    fits,
+    surrogate_from_state,
+    telling_pixel,
+)
 from eigenexp.errors import InputError
 
 __all__ = ["Davidson"]
@@ -37,6 +53,10 @@ CLOSE = 0.015
 """Misfit below which the correction equation is solved with A − θ instead of A."""
 USABLE = 0.05
 """Misfit below which the bottom eigenvectors of A are worth a product each."""
+FRAME_REFITS = (12, 24, 36, 48, 72, 96)
+"""Vectors beyond the random ones at which a strided frame is estimated again."""
+LONG_BASIS = 320
+"""Default of ``basis_size`` where no modulated convolution fits."""
 INNER = 4
 """Steps of that inner solve; each costs one A⁻¹, no product."""
 
@@ -56,6 +76,10 @@ class DavidsonState(State):
         Vectors worth trying next, ``(n, s)``, and the places in the space of all that were guessed.
     surrogate, inner, refits
         A ≈ F, steps of the inner solve with it, and the sizes at which it is estimated again.
+    pixel
+        Where one pixel is multiplied, once another surrogate than the convolution is looked for.
+    settled
+        Whether the surrogate is chosen.
     """
 
     krylov: bool = True
@@ -63,9 +87,11 @@ class DavidsonState(State):
     probed: bool = False
     waiting: Any = vectors()
     guessed: list[int] = field(default_factory=list)
-    surrogate: Any = part(ModulatedConvolution.from_state, save=lambda made: made.state())
+    surrogate: Any = part(surrogate_from_state, save=lambda made: made.state())
     inner: int = 0
     refits: list[int] = field(default_factory=list)
+    pixel: int | None = None
+    settled: bool = False
 
 
 class Davidson(CertifiedSolver):
@@ -81,7 +107,7 @@ class Davidson(CertifiedSolver):
         Columns a product is asked for at once: the corrections of that many pairs. 1 needs the
         fewest products; more pay where a product of several columns is cheap.
     preconditioner
-        ``"surrogate"``: estimated from the products, see :mod:`.modulated_convolution`;
+        ``"surrogate"``: estimated from the products, see :mod:`.surrogates`;
         ``"none"``: corrections are the residuals.
     n, k, which, tol, seed, max_products, rank_bound, image_shape, dtype, device, start, miss_chance
         See :class:`~eigenexp.eigensolvers.base.Eigensolver`. ``start`` is tried first where the
@@ -115,6 +141,7 @@ class Davidson(CertifiedSolver):
         if basis_size is not None and basis_size < 2:
             raise InputError(f"basis_size: expected at least 2 vectors, got {basis_size}")
         self._block_size = min(block_size, n)
+        self._own_size = basis_size is not None
         self.preconditioner = preconditioner
         self._num_probes = max(PROBES if self._num_bottom else 2, self._null_copies + 1)
         self.basis_size = self._stage_capacity()
@@ -183,6 +210,22 @@ class Davidson(CertifiedSolver):
             dim=1,
         )
 
+    def _guard_directions(self) -> Tensor:
+        """Return the correction of the Galerkin residual of g, not of the least squares one.
+
+        Preconditioned, the former makes it the method of conjugate gradients, a third of the
+        products where A fits.
+        """
+        view = self._view()
+        if view is None or self._davidson.surrogate is None:
+            return super()._guard_directions()
+        end, trace = self._hard()
+        distance = trace.suspect - view.evidence.values
+        tiny = 1e-14 * float(view.evidence.values.abs().max()) + 1e-300
+        distance = torch.where(distance.abs() < tiny, torch.full_like(distance, tiny), distance)
+        y = view.direction(self._space, replace(trace, weights=view.evidence.probe / distance))
+        return self._directions(end, y, torch.tensor([trace.suspect], dtype=torch.float64))
+
     def _line_up(self, worth_trying: Tensor | None) -> None:
         """Put vectors worth trying next, ``(n, s)``."""
         if worth_trying is None:
@@ -195,18 +238,78 @@ class Davidson(CertifiedSolver):
         """Estimate the surrogate from the random vectors, and line up what it has at the bottom."""
         if self.preconditioner == "none":
             return
-        self._refit()
-        surrogate = self._davidson.surrogate
-        if surrogate is not None and surrogate.misfit < USABLE:
-            random, count = self._randn(self.settings.n, 1), self._num_bottom
-            self._line_up(surrogate.extreme("bottom", random, count, 30 + 4 * count))
+        state = self._davidson
+        if state.pixel is None:
+            self._refit()
+            if not fits(state.surrogate) and self._widen():
+                return
+        else:
+            self._choose()
+        state.settled = True
+        surrogate = state.surrogate
+        if surrogate is not None and (surrogate.misfit < USABLE or state.pixel is not None):
+            self._line_up(surrogate.starts(self._randn(self.settings.n, 1), self._num_bottom))
+
+    def _widen(self) -> bool:
+        """Ask for what the choice of another surrogate takes: random vectors, and one pixel."""
+        state, n, shape = self._davidson, self.settings.n, self._picture_shape()
+        # The random vectors are told apart by their places, so that none may be rotated away.
+        room = self._space.capacity - self._space.size - 2 * self._block_size
+        if not self._num_bottom or shape is None or room <= MORE + 1:
+            return False
+        recent = self._space.products[:, -self._num_probes :]
+        state.pixel = telling_pixel(recent, shape)
+        e = torch.zeros(n, 1, dtype=self.dtype, device=self.device)
+        e[state.pixel] = 1
+        state.surrogate, state.probes_left = None, MORE
+        self._line_up(e)
+        return True
+
+    def _choose(self) -> None:
+        state, space = self._davidson, self._space
+        shape, pixel = self._picture_shape(), state.pixel
+        if shape is None or pixel is None:
+            return
+        count = self._num_probes + MORE + 1
+        first, guessed = space.size - count, set(state.guessed)
+        random = [i for i in range(first, space.size) if i not in guessed]
+        v, w = space.basis[:, random], space.products[:, random]
+        column = space.products @ space.basis[pixel]
+        state.surrogate = choose(v, w, shape, column, pixel, space.scale)
+        state.inner = 1
+        state.refits = [space.size + later for later in FRAME_REFITS]
+        self._enlarge()
+
+    def _enlarge(self) -> None:
+        """Make room for many more vectors: without a good surrogate a restart costs the most."""
+        itemsize = torch.finfo(self.dtype).bits // 8
+        most = min(self.settings.n, LONG_BASIS, BASIS_BYTES // (2 * self.settings.n * itemsize))
+        if self._own_size or most <= self._space.capacity:
+            return
+        saved, self._space = self._space.export(), self._new_space(most)
+        self._space.restore(saved, torch.empty(0, dtype=self.dtype, device=self.device))
+        self.basis_size = most
+
+    def _picture_shape(self) -> tuple[int, int, int] | None:
+        """Return ``(C, H, W)``, or None where the input is no picture."""
+        shape = self.settings.image_shape
+        if shape is None or len(shape) < 2:
+            return None
+        *channels, height, width = shape
+        return math.prod(channels), height, width
 
     def _refit(self) -> None:
         state, size = self._davidson, self._space.size
         outgrown = bool(state.refits) and size >= state.refits[0]
+        if state.settled and state.surrogate is None:
+            return
         if state.surrogate is not None and not outgrown:
             return
         state.refits = [at for at in state.refits if size < at]
+        if state.pixel is not None:
+            if isinstance(state.surrogate, StridedFrame):
+                state.surrogate = state.surrogate.refit(self._space.basis, self._space.products)
+            return
         # Vectors that were guessed tell little of how F treats all others.
         guessed = set(state.guessed)
         last = self._num_probes if state.surrogate is None else FITTED
@@ -275,6 +378,11 @@ class Davidson(CertifiedSolver):
     def _rotated(self) -> None:
         self._davidson.refits, self._davidson.guessed = [], []
 
+    def _import_state(self, state: Mapping[str, Any]) -> None:
+        super()._import_state(state)
+        if self._davidson.pixel is not None and self._davidson.settled:
+            self._enlarge()
+
     # -- what is known -------------------------------------------------------------------------
 
     def _main_measured(self) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -289,7 +397,4 @@ class Davidson(CertifiedSolver):
         surrogate = self._davidson.surrogate
         if surrogate is None:
             return []
-        return [
-            f"preconditioned by a modulated convolution in the {surrogate.basis} basis, "
-            f"misfit {surrogate.misfit:.2g}"
-        ]
+        return [f"preconditioned by {surrogate.note}"]

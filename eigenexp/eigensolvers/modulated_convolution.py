@@ -158,23 +158,14 @@ class ModulatedConvolution:
         x = t.synthesise(self.response * t.analyse(self._pictures(vectors))) * self.gain
         return self._vectors(t.unproject(self.response * t.project(x)))
 
-    def extreme(self, end: str, start: Tensor, count: int, steps: int) -> Tensor:
-        """Return approximate eigenvectors of A at one end, outermost first, ``(n, count)``.
+    def starts(self, random: Tensor, count: int) -> Tensor:
+        """Return approximate eigenvectors of A at the bottom, outermost first, ``(n, count)``."""
+        return dominant(self.solve, random, count, 30 + 4 * count)
 
-        Lanczos on A or A⁻¹; it costs no product of F.
-
-        Parameters
-        ----------
-        end
-            ``"top"`` or ``"bottom"``.
-        start
-            ``(n, 1)``, random.
-        count
-            Vectors wanted.
-        steps
-            Size of the Krylov space at the most.
-        """
-        return dominant(self.apply if end == "top" else self.solve, start, count, steps)
+    @property
+    def note(self) -> str:
+        """What it is, for a spectrum's notes."""
+        return f"a modulated convolution in the {self.basis} basis, misfit {self.misfit:.2g}"
 
     def sample_inverse(self, white: Tensor) -> Tensor:
         """Turn white noise ``(n, b)`` into K⁻¹ G^(−½) z, noise with the covariance A⁻¹."""
@@ -287,7 +278,7 @@ def fit_surrogate(
         # The matrix M of channels with y ≈ M z at every pixel; its eigenvectors decouple them.
         across = torch.einsum("pihw,pjhw->ij", y, z).double().cpu()
         within = torch.einsum("pihw,pjhw->ij", z, z).double().cpu()
-        coupling = torch.linalg.lstsq(within, across.mT).solution
+        coupling = torch.linalg.pinv(within, hermitian=True) @ across.mT
         mixing = torch.linalg.eigh((coupling + coupling.mT) / 2).eigenvectors.mT.to(z)
     else:
         mixing = previous.mixing

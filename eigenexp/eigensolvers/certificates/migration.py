@@ -50,6 +50,8 @@ def _lanczos(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] |
 def _davidson(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     names = ("krylov", "probes_left", "probed", "waiting", "guessed", "surrogate", "inner")
     main = {name: state[name] for name in (*names, "refits")}
+    # The modulated convolution was the only surrogate.
+    main |= {"pixel": None, "settled": state["surrogate"] is not None}
     return main, dict(state["space"])
 
 
