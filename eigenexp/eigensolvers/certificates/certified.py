@@ -239,7 +239,7 @@ class CertifiedSolver(Eigensolver):
 
     def _allowed(self) -> float:
         """Return how far a converged value may be off: (1 + √k) · tol · λmax, and rounding."""
-        share = 1 + float(len(self.settings.wanted)) ** 0.5
+        share: float = 1 + len(self.settings.wanted) ** 0.5
         return (share * self.settings.tol + 2 * self.floor) * self._space.scale
 
     def _slack(self) -> float:
