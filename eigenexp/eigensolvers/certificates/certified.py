@@ -253,7 +253,8 @@ class CertifiedSolver(Eigensolver):
         if frozen is None:
             return least
         spread: float = frozen.spread
-        return max(least, 0.98 * self._allowed() - spread)
+        share = 1 + math.sqrt(self.settings.k)
+        return max(least, 0.98 * share * self.settings.tol * self._space.scale - spread)
 
     def _limits(self) -> Tensor:
         """Return the residual each wanted pair is to reach, ``(wanted,)``."""
