@@ -253,7 +253,7 @@ class CertifiedSolver(Eigensolver):
         if frozen is None:
             return least
         spread: float = frozen.spread
-        share = 1 + math.sqrt(self.settings.k)
+        share: float = 1 + self.settings.k**0.5
         return max(least, 0.98 * share * self.settings.tol * self._space.scale - spread)
 
     def _limits(self) -> Tensor:
