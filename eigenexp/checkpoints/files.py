@@ -347,8 +347,10 @@ def _newest(place: Path, take: Callable[[Path], _T], clean: bool) -> tuple[Path,
                 sealed.append((step, path.name == "last.ckpt", path))
                 continue
             found = taken(path)
+            if found is None:  # a dead link has no age either
+                continue
             age = (path.stat().st_mtime, path.name == "last.ckpt")
-            if found is not None and (best is None or age > best[0]):
+            if best is None or age > best[0]:
                 best = (age, path, found)
     for *_, path in sorted(sealed, reverse=True):
         found = taken(path)

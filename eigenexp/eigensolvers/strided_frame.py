@@ -206,6 +206,8 @@ def reach(column: Tensor, pixel: int, shape: tuple[int, int, int]) -> int:
     size = column.abs().reshape(channels, height, width).amax(0)
     y, x = divmod(pixel % (height * width), width)
     rows, columns = torch.nonzero(size > SEEN * size.max(), as_tuple=True)
+    if not len(rows):  # the pixel is not felt at all
+        return 0
     return int(max((rows - y).abs().max(), (columns - x).abs().max()))
 
 

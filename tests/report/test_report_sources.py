@@ -213,7 +213,7 @@ def test_a_sweep_is_its_runs(
     sweep = SweepFolder(run.root, "20260101-000000-abcdef")
     jobs = [("a=1",), ("a=2",)]
     sweep.create(jobs, hydra=[], launcher="basic", cwd="/", rows=[{}, {}], experiment_name="e",
-                 logger={}, parent_run_id=None)  # fmt: skip
+                 logger={"mlflow": False}, parent_run_id=None)  # fmt: skip
     monkeypatch.chdir(tmp_path)
     arguments = ["report", "20260101", "--root", str(run.root), "--output", "s.html"]
     assert main(arguments) == 1
