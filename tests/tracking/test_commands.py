@@ -24,8 +24,13 @@ from tests.processes import LONG, SMALL, kill_after_a_checkpoint, only_run, run,
 def end_sender(folder: Path) -> None:
     """Kill the sender that outlives a run, as a reboot would."""
     (spool,) = find_spools(folder / "mlruns")
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if str(spool.folder) in (process.info["cmdline"] or []):
+    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
+        # Its arguments are told by the environment.
+        told = " ".join((process.info["environ"] or {}).values())
+        if (
+            "eigenexp.tracking.sender" in (process.info["cmdline"] or [])
+            and str(spool.folder) in told
+        ):
             os.kill(process.info["pid"], 9)
             process.wait(20)
 
