@@ -26,6 +26,7 @@ from eigenexp.eigensolvers.numerics import rounding_floor, unit_of
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ProductError
 from eigenexp.operators.protocol import Request
 from eigenexp.spectrum import Spectrum, StopReason
+from eigenexp.storage.plain import plain
 
 __all__ = ["Eigensolver", "Progress", "Request", "Settings", "Which"]
 
@@ -396,7 +397,7 @@ class Eigensolver(abc.ABC):
         return {
             "version": STATE_VERSION,
             "name": self.name,
-            "settings": _plain(asdict(self.settings)),
+            "settings": plain(asdict(self.settings)),
             "dtype": str(self.dtype),
             "generator": self._generator.get_state(),
             "num_products": self._num_products,
@@ -427,7 +428,7 @@ class Eigensolver(abc.ABC):
                 f"state: expected {self.name!r} version {STATE_VERSION}, got "
                 f"{state.get('name')!r} version {state.get('version')}; resume with that method"
             )
-        saved, own = dict(state["settings"]), _plain(asdict(self.settings))
+        saved, own = dict(state["settings"]), plain(asdict(self.settings))
         for key in ("n", "k", "which", "image_shape"):
             if saved[key] != own[key]:
                 raise CheckpointError(
@@ -483,8 +484,3 @@ class Eigensolver(abc.ABC):
 
     @abc.abstractmethod
     def _import_state(self, state: Mapping[str, Any]) -> None: ...
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Tuples become lists, so that a state survives any plain container format unchanged."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}

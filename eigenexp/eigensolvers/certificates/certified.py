@@ -22,7 +22,12 @@ from eigenexp.eigensolvers.certificates.frozen import Frozen, View
 from eigenexp.eigensolvers.certificates.migration import migrated_state
 from eigenexp.eigensolvers.certificates.residuals import TrueResiduals
 from eigenexp.eigensolvers.certificates.result import make_spectrum
-from eigenexp.eigensolvers.certificates.witness import Trace, largest_trace, trace_limit
+from eigenexp.eigensolvers.certificates.witness import (
+    Trace,
+    largest_trace,
+    suspects_beyond,
+    trace_limit,
+)
 from eigenexp.eigensolvers.search_space import SearchSpace
 from eigenexp.eigensolvers.state import Part, State, numbers, part
 from eigenexp.spectrum import Spectrum, StopReason
@@ -701,8 +706,6 @@ class CertifiedSolver(Eigensolver):
 
     def _solutions(self, view: View) -> Tensor:
         """Return x of a few suspects at each end: the space keeps what it knows of g in them."""
-        from eigenexp.eigensolvers.certificates.witness import suspects_beyond
-
         columns = []
         for end in self._ends_to_search():
             points = suspects_beyond(

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Evidence", "Trace", "largest_trace", "trace_limit"]
+__all__ = ["Evidence", "Trace", "largest_trace", "suspects_beyond", "trace_limit"]
 
 COARSE = 12
 """Suspects looked at first, geometrically spaced between the edge and far away."""
@@ -160,8 +160,9 @@ def largest_trace(
     """
     values = evidence.values
     nearest, sign = (values[0], 1.0) if end == "top" else (values[-1], -1.0)
-    points = suspects_beyond(end, values, edge, scale, COARSE)
-    if last is not None:
+    if last is None:
+        points = suspects_beyond(end, values, edge, scale, COARSE)
+    else:
         points = torch.tensor([edge, last], dtype=torch.float64)
     norms, weights = evidence.at(points)
     while True:
