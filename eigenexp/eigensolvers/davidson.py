@@ -18,13 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.certificates.certified import (
-    BASIS_BYTES,
-    GUARDING,
-    MAIN,
-    SEARCHING,
-    CertifiedSolver,
-)
+from eigenexp.eigensolvers.certificates.certificate import GUARDING, MAIN, SEARCHING
+from eigenexp.eigensolvers.certificates.certified import CertifiedSolver
+from eigenexp.eigensolvers.certificates.stage import BASIS_BYTES
 from eigenexp.eigensolvers.modulated_convolution import fit_surrogate
 from eigenexp.eigensolvers.state import State, part, vectors
 from eigenexp.eigensolvers.strided_frame import StridedFrame

@@ -1,0 +1,296 @@
+"""The search for missed pairs: the wanted ones frozen, a witness drawn, the space grown for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eigenexp.eigensolvers.certificates.certificate import GUARDING, SEARCHING
+from eigenexp.eigensolvers.certificates.frozen import Frozen, View
+from eigenexp.eigensolvers.certificates.stage import Stage
+from eigenexp.eigensolvers.certificates.witness import (
+    Trace,
+    largest_trace,
+    suspects_beyond,
+    trace_limit,
+)
+
+__all__ = ["Guard"]
+
+PATIENCE = 150
+"""Products of a search for missed pairs without a smaller trace, after which it is given up."""
+INSIDE, PRECISE = 0.1, 1 / 3
+"""Share of a gap that the edge is put inside it; more where the bottom's value is to be precise."""
+WORTH = 0.3
+"""Share of the slack below which a bound quadratic in the residuals is worth having."""
+
+
+class Guard(Stage):
+    """A stage that shows by :mod:`.witness` that no pair beyond the wanted ones was missed."""
+
+    # --  what is to be shown ------------------------------------------------------------------
+
+    def _allowed(self) -> float:
+        """Return how far a converged value may be off: (1 + √k) · tol · λmax, and rounding."""
+        share: float = 1 + len(self.settings.wanted) ** 0.5
+        return (share * self.settings.tol + 2 * self.floor) * self._space.scale
+
+    def _slack(self) -> float:
+        """s: how far beyond the last wanted pair a missed one may lie.
+
+        At least tol · λmax, rounding added, and all that the residuals R of the frozen vectors
+        leave of what is allowed: values are off by at most s + ‖R‖.
+        """
+        least = (self.settings.tol + 2 * self.floor) * self._space.scale
+        frozen: Frozen | None = self._certificate.frozen
+        if frozen is None:
+            return least
+        spread: float = frozen.spread
+        share: float = 1 + self.settings.k**0.5
+        return max(least, 0.98 * share * self.settings.tol * self._space.scale - spread)
+
+    def _least_edge(self, end: str) -> float:
+        """Return the farthest edge that proves enough: s beyond the last wanted pair."""
+        frozen: Frozen = self._certificate.frozen
+        if end == "top":
+            return float(frozen.values[self._num_top - 1]) + self._slack()
+        last = max(float(frozen.values[self._num_top]), 0.0)
+        rel, slack = self.settings.relative_tol, self._slack()
+        if rel is not None and last > self._unresolved():
+            slack = min(slack, rel * last / 2)
+        return last - slack
+
+    def _edge(self, end: str) -> float:
+        """Return the nearest eigenvalue of F′ that is to be excluded at an end.
+
+        A little inside the gap to the Ritz values of F′, where there is one that makes bounds
+        quadratic in the residuals: that costs about a twentieth of the search.
+        """
+        edge, frozen = self._least_edge(end), self._certificate.frozen
+        if self._seen is None:
+            return edge
+        values = self._seen.evidence.values
+        top = end == "top"
+        last = float(frozen.values[self._num_top - 1 if top else self._num_top])
+        gap = last - float(values[0]) if top else float(values[-1]) - last
+        precise = not top and self.settings.relative_tol is not None
+        inside = gap * (PRECISE if precise else INSIDE)
+        square = float(frozen.gram.diagonal().sum())
+        if inside > 0 and (precise or square < WORTH * inside * self._slack()):
+            return last - inside if top else max(edge, last + inside)
+        return edge
+
+    def _ends_to_search(self) -> list[str]:
+        """Return the ends where a pair can have been missed.
+
+        The bottom is none where its eigenvalues lie in [0, 2 · tol · λmax]: F is positive
+        semidefinite, and Ritz values bound eigenvalues of the same index from above.
+        """
+        ends = ["top"] if self._num_top else []
+        if not self._num_bottom:
+            return ends
+        last = max(float(self._space.values[self._places()[self._num_top]]), 0.0)
+        rel = self.settings.relative_tol is not None and last > self._unresolved()
+        if rel or last > 2 * self.settings.tol * self._space.scale:
+            ends.append("bottom")
+        return ends
+
+    # --  the witness --------------------------------------------------------------------------
+
+    def _draw_witness(self) -> Tensor:
+        """Draw g, uniform on the unit sphere, and return the part that is not in the space."""
+        frozen: Frozen = self._certificate.frozen
+        g = self._randn(self.settings.n, 1)
+        g = g / g.norm()
+        fresh = self._space.fresh(g, self._randn)
+        inside = (self._space.basis.mT @ g)[:, 0].double().cpu()
+        frozen.probe = torch.cat([inside, (fresh.mT @ g)[:, 0].double().cpu()])
+        return fresh
+
+    def _guard_directions(self) -> Tensor:
+        end, trace = self._hard()
+        view = self._view()
+        if view is None:
+            return self._randn(self.settings.n, 1)
+        y = view.direction(self._space, trace)
+        return self._directions(end, y, torch.tensor([trace.suspect], dtype=torch.float64))
+
+    def _view(self) -> View | None:
+        if self._seen is None:
+            self._seen = self._certificate.frozen.view(self._space)
+        return self._seen
+
+    def _trace_limit(self, ends: list[str]) -> float:
+        """C of the present attempt: half the chance that is left, shared by the ends."""
+        chance = self.settings.miss_chance
+        if chance is None:
+            return 0.0
+        return trace_limit(chance / 2**self._certificate.attempts / len(ends), self.settings.n)
+
+    def _hard(self) -> tuple[str, Trace]:
+        """Return the suspect that is hardest to exclude, and its end."""
+        if self._hardest is None:
+            self._guard_traces()
+        if self._hardest is None:
+            raise RuntimeError("the search for missed pairs has no suspect")
+        return self._hardest
+
+    def _guard_traces(self) -> float:
+        """Bound the traces of all suspects; return the largest over its limit."""
+        ends, scale = self._ends_to_search(), self._space.scale
+        limit, worst = self._trace_limit(ends or ["top"]), 0.0
+        view = self._view()
+        for end in ends:
+            if view is None:
+                return 0.0
+            trace = largest_trace(view.evidence, end, self._edge(end), scale, limit)
+            if self._hardest is None or trace.worst > self._hardest[1].worst:
+                self._hardest = end, trace
+            worst = max(worst, trace.bound / limit)
+        return worst
+
+    # --  the search ---------------------------------------------------------------------------
+
+    def _guard(self) -> None:
+        """Judge the search for missed pairs after each of its products."""
+        certificate, scale = self._certificate, self._space.scale
+        view, ends = self._view(), self._ends_to_search()
+        if view is not None and not self._is_whole:
+            found = self._found_beyond(view, ends)
+            if found:
+                self._reopen_search()
+                return
+        if self._is_whole or view is None or scale == 0 or not ends:
+            self._end_guard(proved=True)
+            return
+        share = self._guard_traces()
+        if share <= 1:
+            limit = self._trace_limit(ends)
+            frozen: Frozen = certificate.frozen
+            certificate.edges = {
+                end: frozen.finest_edge(view, end, self._edge(end), scale, limit) for end in ends
+            }
+            self._end_guard(proved=True)
+            return
+        if share < 0.9 * certificate.least:
+            certificate.least, certificate.stalled = share, 0
+            return
+        certificate.stalled += 1
+        if certificate.stalled >= PATIENCE:
+            certificate.given_up = True
+            self._end_guard(proved=False)
+
+    def _found_beyond(self, view: View, ends: list[str]) -> bool:
+        """Whether F′ has a Ritz value beyond an edge: a pair was missed, and is in the space."""
+        values = view.evidence.values
+        if "top" in ends and float(values[0]) > self._least_edge("top"):
+            return True
+        return "bottom" in ends and float(values[-1]) < self._least_edge("bottom")
+
+    def _reopen_search(self) -> None:
+        certificate = self._certificate
+        # What the search cost was no verification after all.
+        self._num_verification_products -= certificate.following
+        certificate.phase, certificate.frozen = SEARCHING, None
+        certificate.norms.fill_(float("inf"))
+        certificate.standing, certificate.stood = [], 0
+
+    def _end_guard(self, *, proved: bool) -> None:
+        certificate = self._certificate
+        certificate.proved = proved
+        certificate.phase = SEARCHING
+        # The search may have turned vectors within a cluster: their residuals are looked at again.
+        certificate.norms.fill_(float("inf"))
+
+    # --  what is proved -----------------------------------------------------------------------
+
+    def _intervals(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return proved bounds below and above each wanted eigenvalue, infinite where none is."""
+        count, certificate = len(values), self._certificate
+        lower = torch.full((count,), -float("inf"), dtype=torch.float64)
+        upper = torch.full((count,), float("inf"), dtype=torch.float64)
+        # Ritz values bound eigenvalues of the same index: from below at the top, above at the end.
+        lower[: self._num_top] = values[: self._num_top]
+        upper[self._num_top :] = values[self._num_top :]
+        lower[self._num_top :] = 0.0
+        frozen: Frozen | None = certificate.frozen
+        if frozen is not None and certificate.proved:
+            if "top" in certificate.edges:
+                above = frozen.upper(certificate.edges["top"])[: self._num_top]
+                upper[: self._num_top] = torch.maximum(above, values[: self._num_top])
+            if "bottom" in certificate.edges:
+                below = frozen.lower(certificate.edges["bottom"])[self._num_top :].clamp(min=0)
+                lower[self._num_top :] = torch.minimum(below, values[self._num_top :])
+        return lower, upper
+
+    def _is_stale(self, ends: list[str]) -> bool:
+        """Whether what was proved says too little of the pairs that there are now."""
+        certificate = self._certificate
+        if certificate.frozen is None:
+            return bool(ends)
+        if any(end not in certificate.edges for end in ends):
+            return True
+        lower, upper = self._intervals(self._space.values[self._places()].clamp(min=0))
+        values = self._space.values[self._places()].clamp(min=0)
+        off = torch.maximum(values - lower, upper - values)
+        searched = [off[: self._num_top] if end == "top" else off[self._num_top :] for end in ends]
+        if any(float(one.max()) > self._allowed() for one in searched):
+            return True
+        if "bottom" in ends and self._relative_misses(values, lower):
+            certificate.refine *= 0.3
+            return True
+        return False
+
+    def _relative_misses(self, values: Tensor, lower: Tensor) -> bool:
+        rel = self.settings.relative_tol
+        if rel is None:
+            return False
+        values, lower = values[self._num_top :], lower[self._num_top :]
+        known = (values - lower <= rel * values) | (values <= self._unresolved())
+        return not bool(known.all())
+
+    # --  restart ------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        """Shrink a full space to the wanted Ritz vectors, their neighbours and what guards them."""
+        space, certificate = self._space, self._certificate
+        if space.size + self._stage_width() <= space.capacity or self._is_whole:
+            return
+        kept = space.coefficients(self._kept_places(space.size))
+        frozen, view = certificate.frozen, None
+        if frozen is not None and certificate.phase == GUARDING and certificate.following > 0:
+            view = self._view()
+        if frozen is not None and view is not None:
+            columns, probe = frozen.coefficients(space.size)
+            solutions = self._solutions(view)
+            room = max(1, int(0.7 * space.capacity) - columns.shape[1] - solutions.shape[1] - 1)
+            wanted = space.coefficients(self._places())
+            beside = view.vectors[:, self._beside(view, room)]
+            rotation = space.restart(columns, probe[:, None], solutions, wanted, beside)
+            frozen.rotated(rotation)
+        elif frozen is not None:
+            columns, _ = frozen.coefficients(space.size)
+            frozen.probe = torch.zeros(0, dtype=torch.float64)
+            frozen.rotated(space.restart(columns, kept))
+        else:
+            space.restart(kept)
+        self._seen, self._hardest = None, None
+        self._rotated()
+
+    def _solutions(self, view: View) -> Tensor:
+        """Return x of a few suspects at each end: the space keeps what it knows of g in them."""
+        columns = []
+        for end in self._ends_to_search():
+            points = suspects_beyond(
+                end, view.evidence.values, self._edge(end), self._space.scale, 10
+            )
+            columns.append(view.vectors @ view.evidence.at(points)[1].mT)
+        return torch.cat(columns, dim=1) if columns else view.vectors[:, :0]
+
+    def _beside(self, view: View, room: int) -> list[int]:
+        """Return the places of the Ritz vectors of F′ next to the wanted ends."""
+        m, ends = len(view.evidence.values), self._ends_to_search()
+        share = max(1, room // 2 // max(1, len(ends)))
+        top = range(min(share, m)) if "top" in ends else range(0)
+        bottom = range(max(0, m - share), m) if self._num_bottom else range(0)
+        return sorted({*top, *bottom})
