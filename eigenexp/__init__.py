@@ -50,6 +50,7 @@ _MODULES = {
     "eigensolvers": "eigenexp.eigensolvers",
     "images": "eigenexp.pictures",
     "models": "eigenexp.models",
+    "noise": "eigenexp.operators.noise",
     "operators": "eigenexp.operators",
     "pictures": "eigenexp.pictures",
     "plots": "eigenexp.plots",

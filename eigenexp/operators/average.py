@@ -34,7 +34,8 @@ class AverageFisherOperator(Fisher):
     route, check
         As for :class:`FisherOperator`; the check is made at each picture's first use.
     options
-        ``chunk_size``, ``recompute``, ``compile``, ``model_dtype`` of :class:`FisherOperator`.
+        ``chunk_size``, ``recompute``, ``compile``, ``model_dtype``, ``noise`` of
+        :class:`FisherOperator`.
 
     Attributes
     ----------
@@ -81,6 +82,7 @@ class AverageFisherOperator(Fisher):
         self._kept: dict[int, FisherOperator] = {}
         self._checked: set[int] = set()
         self._responses: int | None = None
+        self._rank = 0
         self._product_eps: float | None = None
         self.image_shape = tuple(first.shape[1:]) or (first.numel(),)
         self.dtype, self.device = first.dtype, first.device
@@ -95,11 +97,13 @@ class AverageFisherOperator(Fisher):
     @property
     def rank_bound(self) -> int:
         """``min(P m, n)``: the rank of F̄ is at most this."""
-        return min(self.shape[0], self.num_responses)
+        if self._responses is None:
+            self.at(0)
+        return min(self.shape[0], len(self._images) * self._rank)
 
     @property
     def num_responses(self) -> int:
-        """P m, the number of response values at all pictures."""
+        """P m, the number of rows of J at all pictures."""
         if self._responses is None:
             self.at(0)
         return len(self._images) * (self._responses or 0)
@@ -144,6 +148,7 @@ class AverageFisherOperator(Fisher):
             self._product_eps = operator.product_eps
         m = operator.jacobian.shape[0]
         self._responses = m if self._responses is None else max(m, self._responses)
+        self._rank = max(self._rank, operator.rank_bound)
         if len(self._kept) < self._keep:
             self._kept[index] = operator
         return operator
@@ -204,6 +209,7 @@ class _StackedJacobian(Jacobian):
         self._average = average
         self._scale = float(average.num_pictures**-0.5)
         self.shape = (average.num_responses, average.shape[0])
+        self.rank_bound = average.rank_bound
         self.image_shape = average.image_shape
         self.dtype, self.device = average.dtype, average.device
 

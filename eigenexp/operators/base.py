@@ -108,7 +108,15 @@ class _Operator(abc.ABC):
 
 
 class Jacobian(_Operator):
-    """J ``(m, n)`` as an operator; subclasses compute the products."""
+    """J ``(m, n)`` as an operator; subclasses compute the products.
+
+    Attributes
+    ----------
+    rank_bound
+        Upper bound of the rank of J.
+    """
+
+    rank_bound: int
 
     def __init__(self) -> None:
         self._jvps = ColumnCounter()

@@ -20,6 +20,7 @@ from eigenexp.errors import ImageError, InputError, ModelError
 from eigenexp.operators.base import count_columns
 from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.jacobian import JacobianOperator
+from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.precision import InPrecision
 from eigenexp.operators.probing import Model, copy_image, respond, undisturbed
 from eigenexp.operators.protocol import Problem, Request
@@ -73,7 +74,7 @@ class BatchedFisherOperator:
     route, check
         As for :class:`FisherOperator`. The check includes that the pictures do not influence each
         other; it costs B + 2 log₂ B forward passes more. Without it only adjointness is checked.
-    chunk_size, recompute, compile, model_dtype
+    chunk_size, recompute, compile, model_dtype, noise
         As for :class:`FisherOperator`. In one pass, which takes one column a picture at a time,
         ``chunk_size`` has no effect.
 
@@ -88,7 +89,7 @@ class BatchedFisherOperator:
     image_shape, dtype, device
         Of each picture.
     rank_bound
-        ``min(m, n)``.
+        ``min(m, n)``, or less where the noise says so.
     starts
         One ``(n, s)`` tensor a picture: vectors worth trying first at the bottom.
     responses
@@ -118,12 +119,14 @@ class BatchedFisherOperator:
         recompute: bool = False,
         compile: bool = False,
         model_dtype: torch.dtype | None = None,
+        noise: Noise | None = None,
     ) -> None:
         options: dict[str, Any] = {
             "route": route,
             "recompute": recompute,
             "compile": compile,
             "model_dtype": model_dtype,
+            "noise": noise,
         }
         copies = [copy_image(image) for image in images]
         if not copies or len({(c.shape, c.dtype, c.device) for c in copies}) != 1:
@@ -149,9 +152,13 @@ class BatchedFisherOperator:
             options["chunk_size"] = chunk_size
             self._apart = [FisherOperator(model, c, check=close, **options) for c in copies]
         n = copies[0].numel()
-        m = len(self.responses[0])
         self.shape = (n, n)
-        self.rank_bound = min(m, n)
+        # Of all pictures at once, the bound is the same share for each.
+        self.rank_bound = (
+            self._apart[0].rank_bound
+            if self._stack is None
+            else self._stack.rank_bound // len(copies)
+        )
         self.starts = [start_vectors(image) for image in copies]
 
     def __len__(self) -> int:
@@ -312,7 +319,7 @@ class _Stack(JacobianOperator):
 
     def _check_adjoint(self) -> None:
         """Raise unless ⟨Jᵢv, u⟩ = ⟨v, Jᵢᵀu⟩ and Jᵢ is not zero, at each picture."""
-        v, u = self._draw(self.image, 2), self._draw(self.response, 3)
+        v, u = self._draw(self.image, 2), self._draw(self._output, 3)
         pushed = self._matmat(v.reshape(-1, 1)).reshape(u.shape)
         pulled = self._rmatmat(u.reshape(-1, 1)).reshape(v.shape)
         left, right = (pushed * u).sum(1).double(), (v * pulled).sum(1).double()
@@ -353,7 +360,8 @@ class _Stack(JacobianOperator):
         for digit in range(max(1, math.ceil(math.log2(self._count)))):
             for value in (0, 1):
                 chosen = (places >> digit) % 2 == value
-                pushed = self._matmat((v * chosen[:, None]).reshape(-1, 1)).reshape(together.shape)
+                pushed = self._matmat((v * chosen[:, None]).reshape(-1, 1))
+                pushed = pushed.reshape(self._count, -1)
                 leaked = pushed[~chosen].norm()
                 if bool(leaked > slack * pushed.norm()):
                     raise _influence(int((~chosen).nonzero()[0]))

@@ -111,6 +111,7 @@ class DenseJacobian(Jacobian):
         super().__init__()
         self._matrix = matrix
         self.shape = (matrix.shape[0], matrix.shape[1])
+        self.rank_bound = min(self.shape)
         self.image_shape = (matrix.shape[1],)
         self.dtype = matrix.dtype
         self.device = matrix.device

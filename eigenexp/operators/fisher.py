@@ -8,6 +8,7 @@ from torch import Tensor
 from eigenexp.errors import InputError
 from eigenexp.operators.base import Fisher
 from eigenexp.operators.jacobian import JacobianOperator
+from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.probing import Model
 
 __all__ = ["FisherOperator", "start_vectors"]
@@ -23,7 +24,9 @@ def start_vectors(image: Tensor) -> Tensor:
 
 
 class FisherOperator(Fisher):
-    """F = JᵀJ of a model at a picture: for Gaussian noise, the Fisher information of its response.
+    """The Fisher information F of a model's response at a picture; JᵀJ where nothing else is said.
+
+    With a ``noise``, F = (W J)ᵀ(W J): W is its linear factor at this response.
 
     Parameters
     ----------
@@ -31,7 +34,7 @@ class FisherOperator(Fisher):
         The model, or a :class:`JacobianOperator` already made.
     image
         The picture; left out when ``model`` is a ``JacobianOperator``.
-    route, chunk_size, check, allow_zero, recompute, compile, model_dtype
+    route, chunk_size, check, allow_zero, recompute, compile, model_dtype, noise
         As for :class:`JacobianOperator`.
 
     Attributes
@@ -54,12 +57,17 @@ class FisherOperator(Fisher):
         recompute: bool = False,
         compile: bool = False,
         model_dtype: torch.dtype | None = None,
+        noise: Noise | None = None,
     ) -> None:
         super().__init__()
         if isinstance(model, JacobianOperator):
             if image is not None:
                 raise InputError(
                     "image: expected none beside a JacobianOperator, which has its own; got one"
+                )
+            if noise is not None:
+                raise InputError(
+                    "noise: expected none beside a JacobianOperator, which has its own; got one"
                 )
             self._jacobian = model
         else:
@@ -75,6 +83,7 @@ class FisherOperator(Fisher):
                 recompute=recompute,
                 compile=compile,
                 model_dtype=model_dtype,
+                noise=noise,
             )
         n = self.jacobian.shape[1]
         self.shape = (n, n)
@@ -89,8 +98,13 @@ class FisherOperator(Fisher):
 
     @property
     def rank_bound(self) -> int:
-        """``min(m, n)``: the rank of F is at most this."""
-        return min(self.jacobian.shape)
+        """Upper bound of the rank of F: ``min(m, n)``, or less where the noise says so."""
+        return self.jacobian.rank_bound
+
+    @property
+    def noise(self) -> Noise:
+        """How the response varies."""
+        return self.jacobian.noise
 
     @property
     def route(self) -> str:

@@ -8,11 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from eigenexp.errors import InputError
+from eigenexp.errors import InputError, InputTypeError
 from eigenexp.operators.base import Jacobian
 from eigenexp.operators.blocks import Blocks
 from eigenexp.operators.compiling import compile_route
+from eigenexp.operators.factoring import noise_factor, with_noise
 from eigenexp.operators.memory import check_fits
+from eigenexp.operators.noise.base import Noise
+from eigenexp.operators.noise.gaussian import Gaussian
 from eigenexp.operators.precision import InPrecision, linearity_defect, scaled
 from eigenexp.operators.probing import Model, copy_image
 from eigenexp.operators.routes import ROUTES, choose_route, comparison_slack
@@ -57,15 +60,22 @@ class JacobianOperator(Jacobian):
     model_dtype
         ``torch.bfloat16`` or ``torch.float16``: the network computes in it, its weights are in it
         already; picture, blocks and products stay as they are. See :attr:`product_eps`.
+    noise
+        How the response varies, see :mod:`eigenexp.noise`: J is then W J, with W the noise's factor
+        at this response. ``None``: independent Gaussian noise of standard deviation 1, W = I.
 
     Attributes
     ----------
     shape
-        ``(m, n)``: numbers of response and picture values.
+        ``(m, n)``: numbers of rows of W J (of responses, for most noises) and of picture values.
     image_shape
         ``(C, H, W)``, the picture's shape without its leading 1; ``(n,)`` for a 1-D picture.
     image, response
-        The picture, and f(x) ``(m,)``.
+        The picture, and f(x), flat.
+    noise
+        The noise model.
+    rank_bound
+        Upper bound of the rank of W J.
     dtype, device
         Of the picture, and so of every block and product.
     num_probe_products
@@ -77,7 +87,7 @@ class JacobianOperator(Jacobian):
         When the picture cannot be used.
     ModelError
         When the model fails, is not differentiable, random, constant around the picture, changes
-        dtype or device, or gives NaN or inf.
+        dtype or device, gives NaN or inf, or a response that the noise cannot be of.
 
     Notes
     -----
@@ -101,8 +111,14 @@ class JacobianOperator(Jacobian):
         recompute: bool = False,
         compile: bool = False,
         model_dtype: torch.dtype | None = None,
+        noise: Noise | None = None,
     ) -> None:
         super().__init__()
+        self.noise = Gaussian() if noise is None else noise
+        if not isinstance(self.noise, Noise):
+            raise InputTypeError(
+                f"noise: expected one of eigenexp.noise, got {type(noise).__name__}"
+            )
         if recompute:
             if route not in ("auto", "recompute"):
                 raise InputError(f"recompute: expected route 'auto' beside it, got {route!r}")
@@ -124,7 +140,6 @@ class JacobianOperator(Jacobian):
             model, self.image, route, check=check, allow_zero=allow_zero, eps=eps
         )
         self.response = self._route.response
-        self.shape = (self.response.numel(), self.image.numel())
         if self._route.coarse is not None:
             eps = self._route.coarse.eps
         if eps is not None:
@@ -133,12 +148,22 @@ class JacobianOperator(Jacobian):
                 push=scaled(self._route.push, self._pictures_held),
                 pull=scaled(self._route.pull, self._pictures_held),
             )
+        factor = noise_factor(self.noise, self._route, self.image, self._pictures_held)
+        self._route = with_noise(self._route, factor, self.noise.floor, self._pictures_held)
+        m, n = self.response.numel(), self.image.numel()
+        rows = m if factor is None else factor.rows
+        self.rank_bound = min(m if factor is None else min(m, factor.rank), n)
+        if self.noise.floor > 0:
+            rows, self.rank_bound = rows + n, n
+        self.shape = (rows, n)
+        # What Jᵀ takes, as the picture is what J takes.
+        self._output = self.response.new_zeros(rows)
         if compile:
             slack = comparison_slack(self.response, eps)
             self._route = compile_route(self._route, *_vectors(self, 0), slack)
         self._eps = eps
         self._measured_eps: list[float] | None = None
-        self._blocks = Blocks(self._route, self.image, self.response, chunk_size)
+        self._blocks = Blocks(self._route, self.image, self._output, chunk_size)
         self.num_probe_products = spent + self._blocks.num_products
 
     @property
@@ -213,7 +238,7 @@ class JacobianOperator(Jacobian):
                 done += len(columns)
             self._jvps.add(n)
         else:
-            for (rows,) in self._blocks.iterate(self._pull, m, _unit_vectors(self.response)):
+            for (rows,) in self._blocks.iterate(self._pull, m, _unit_vectors(self._output)):
                 jacobian[done : done + len(rows)] = rows.reshape(len(rows), n)
                 done += len(rows)
             self._vjps.add(m)
@@ -256,7 +281,7 @@ class JacobianOperator(Jacobian):
 def _vectors(operator: JacobianOperator, seed: int) -> tuple[Tensor, Tensor]:
     """Return a random vector and a random cotangent, equal on every device."""
     generator = torch.Generator().manual_seed(seed)
-    image, response = operator.image, operator.response
+    image, response = operator.image, operator._output
     drawn = [
         torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         for x in (image, response)
