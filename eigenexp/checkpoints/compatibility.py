@@ -15,6 +15,7 @@ from typing import Any
 
 from eigenexp.checkpoints.provenance import SCHEMA_VERSION
 from eigenexp.errors import CheckpointError, one_line
+from eigenexp.operators.noise import Gaussian
 from eigenexp.storage.plain import leaves, plain
 
 __all__ = [
@@ -149,6 +150,7 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterab
     )
     yield from _model(_mapping(saved.get("model")), _mapping(current.get("model")))
     yield from _picture(_mapping(saved.get("picture")), _mapping(current.get("picture")))
+    yield from _noise(saved, current)
     yield from _group("config", saved, current, "the present setting is used")
 
 
@@ -220,6 +222,15 @@ def _field(
     a, b = saved.get(name), current.get(name)
     if a is not None and b is not None and plain(a) != plain(b):
         yield Difference(f"{prefix}{name}", a, b, severity, advice)
+
+
+def _noise(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterable[Difference]:
+    """Compare noise models; where none is told, F is JᵀJ, as in all versions that told none."""
+    usual = str(Gaussian())
+    before, now = str(saved.get("noise", usual)), str(current.get("noise", usual))
+    if before != now:
+        advice = "another noise is another F: resume with the noise of the saved run, or start anew"
+        yield Difference("noise", before, now, Severity.HARMFUL, advice)
 
 
 def _group(

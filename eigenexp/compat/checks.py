@@ -24,12 +24,13 @@ class LoadWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Owner:
-    """The object a file is loaded into: its class's name, picture, model and added attributes."""
+    """The object a file is loaded into: class, picture, model, added attributes and noise."""
 
     name: str | None
     image: Tensor
     model: Callable[[Tensor], Any]
     extras: Mapping[str, Any]
+    noise: str
 
 
 def check(owner: Owner, content: Content, strict: bool, atol: float, rtol: float) -> None:
@@ -61,6 +62,11 @@ def check(owner: Owner, content: Content, strict: bool, atol: float, rtol: float
                 f"{holder} object has {len(names)} attribute(s) not present in the {other} one: "
                 f"expected the same in both, got also {', '.join(sorted(names))}"
             )
+    if content.noise != owner.noise:
+        fail(
+            f"Saved and initialized object have different noise: expected {content.noise}, as "
+            f"saved, got {owner.noise}"
+        )
     differing = _difference("attribute image", content.state.image, owner.image, atol, rtol)
     if differing:
         fail(differing)

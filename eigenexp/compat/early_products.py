@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eigenexp.errors import ModelError
 from eigenexp.operators import FisherLike, FisherOperator
+from eigenexp.operators.noise import Noise
 from eigenexp.operators.protocol import Request
 
 __all__ = ["SKETCH", "EarlyProducts", "early_products"]
@@ -51,6 +52,7 @@ def early_products(
     planned: int,
     tape: Callable[[], FisherOperator],
     short: int = SHORT_CALL,
+    noise: Noise | None = None,
 ) -> FisherLike:
     """Return what a call that plans so many products does them with.
 
@@ -64,6 +66,8 @@ def early_products(
         Returns the operator that is worth recording.
     short
         Products planned up to which none is recorded at a small picture.
+    noise
+        How the response varies.
     """
     n = image.numel()
     if n > LARGE_PICTURE:
@@ -74,7 +78,7 @@ def early_products(
     elif planned <= short:
         limit = planned
     try:
-        graph = FisherOperator(model, image, route="double-backward")
+        graph = FisherOperator(model, image, route="double-backward", noise=noise)
     except (ModelError, torch.OutOfMemoryError):
         return tape()
     return EarlyProducts(graph, tape, limit)

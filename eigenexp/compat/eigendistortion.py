@@ -65,6 +65,9 @@ class Eigendistortion(Synthesis):
     model
         From a picture to a tensor, or a tuple, list or mapping of tensors (their values are put
         end to end). Its parameters must be fixed: see :func:`remove_grad`.
+    noise
+        How the response varies, one of :mod:`eigenexp.noise`. By default independent Gaussian noise
+        of standard deviation 1, F = JᵀJ, as plenoptic has it.
 
     Attributes
     ----------

@@ -19,6 +19,7 @@ from torch import Tensor
 from eigenexp.compat.orthogonal_iteration import OrthogonalIteration
 from eigenexp.compat.state import RESULTS, SPECTRUM_TENSORS, Search, State
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, first_line, summary
+from eigenexp.operators.noise import Gaussian
 from eigenexp.operators.probing import uncompiled
 from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
@@ -47,6 +48,7 @@ class Content:
     path: str
     name: str
     state: State
+    noise: str
     model_name: str | None
     model_output: Tensor
     extras: dict[str, Any]
@@ -61,6 +63,7 @@ def write(
     *,
     name: str | None,
     model: Callable[[Tensor], Any],
+    noise: str,
     extras: Mapping[str, Any],
 ) -> None:
     """Write what an ``Eigendistortion`` has found to ``path``, atomically.
@@ -75,6 +78,8 @@ def write(
         Of the object's class, see :func:`object_name`.
     model
         Its name is written, and its response at the picture.
+    noise
+        The noise model, in words.
     extras
         Attributes somebody added to the object.
     """
@@ -88,6 +93,7 @@ def write(
             "torch_version": str(torch.__version__),
             "synthesis_object": name,
             "eigenexp_version": _own(),
+            "noise": noise,
             "spectrum": None if state.spectrum is None else _pack(state.spectrum),
             "solver": _search_content(state.search),
         },
@@ -241,6 +247,8 @@ def _parse(path: str, raw: dict[str, Any]) -> Content:
         path=path,
         name=name,
         state=state,
+        # Files of before, and plenoptic's, are of F = JᵀJ.
+        noise=str(metadata.get("noise", Gaussian())),
         model_name=model_name,
         model_output=output.detach(),
         extras={k: v for k, v in raw.items() if k not in KEYS and k != METADATA},

@@ -20,6 +20,7 @@ from eigenexp.compat.state import State
 from eigenexp.compat.validation import check_model, validate_image
 from eigenexp.errors import InputError, InputTypeError, ModelError
 from eigenexp.operators import FisherLike, FisherOperator
+from eigenexp.operators.noise import Gaussian, Noise
 from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import Spectrum, StopReason
 
@@ -34,10 +35,17 @@ class Synthesis:
     See :class:`eigenexp.Eigendistortion`, which finds them.
     """
 
-    def __init__(self, image: Tensor, model: Callable[[Tensor], Any]) -> None:
+    def __init__(
+        self, image: Tensor, model: Callable[[Tensor], Any], *, noise: Noise | None = None
+    ) -> None:
+        if noise is not None and not isinstance(noise, Noise):
+            raise InputTypeError(
+                f"noise: expected one of eigenexp.noise, got {type(noise).__name__}"
+            )
         validate_image(image, no_batch=True)
         self._num_responses = check_model(model, image)
         self._model = model
+        self._noise = Gaussian() if noise is None else noise
         self._state = State(image.detach().clone(memory_format=torch.contiguous_format))
         self._operator: FisherOperator | None = None
         self._graph: tuple[Tensor, Tensor] | None = None
@@ -55,8 +63,13 @@ class Synthesis:
         return self._model
 
     @property
+    def noise(self) -> Noise:
+        """How the response varies; F = JᵀJ for Gaussian noise of standard deviation 1."""
+        return self._noise
+
+    @property
     def jacobian(self) -> Tensor | None:
-        """``(m, n)``, or None until it is computed."""
+        """``(m, n)``, or None until it is computed; W J where there is a noise of factor W."""
         return self._state.jacobian
 
     @property
@@ -90,14 +103,16 @@ class Synthesis:
     def operator(self) -> FisherOperator:
         """F at the picture; linearised when first needed."""
         if self._operator is None:
-            self._operator = _linearise(self._model, self.image, self._num_responses)
+            self._operator = _linearise(self._model, self.image, self._num_responses, self._noise)
         return self._operator
 
     def _products(self, planned: int, short: int = SHORT_CALL) -> FisherLike:
         """F for a call that plans so many products."""
         if self._num_responses <= FEW_RESPONSES:
             return self.operator
-        return early_products(self._model, self.image, planned, lambda: self.operator, short)
+        return early_products(
+            self._model, self.image, planned, lambda: self.operator, short, self._noise
+        )
 
     @property
     def _image_flat(self) -> Tensor:
@@ -212,6 +227,7 @@ class Synthesis:
             self._state,
             name=synthesis_files.object_name(self),
             model=self._model,
+            noise=str(self._noise),
             extras=self._added_attributes(),
         )
 
@@ -256,7 +272,8 @@ class Synthesis:
             )
         content = synthesis_files.read(file_path, map_location, pickle_load_args)
         extras = self._added_attributes()
-        owner = Owner(synthesis_files.object_name(self), self.image, self._model, extras)
+        name, noise = synthesis_files.object_name(self), str(self._noise)
+        owner = Owner(name, self.image, self._model, extras, noise)
         check(owner, content, raise_on_checks, tensor_equality_atol, tensor_equality_rtol)
         self._state = content.state
         self._operator, self._graph = None, None
@@ -265,7 +282,8 @@ class Synthesis:
 
     def _added_attributes(self) -> dict[str, Any]:
         """Return the attributes somebody added to the object."""
-        known = {"_num_responses", "_model", "_state", "_operator", "_graph", *synthesis_files.KEYS}
+        known = {"_num_responses", "_model", "_noise", "_state", "_operator", "_graph"}
+        known |= {*synthesis_files.KEYS}
         return {key: value for key, value in vars(self).items() if key not in known}
 
 
@@ -287,13 +305,15 @@ def _parse_to(*args: Any, **kwargs: Any) -> tuple[torch.device | None, torch.dty
     return (None if device is None else torch.device(device)), dtype
 
 
-def _linearise(model: Callable[[Tensor], Any], image: Tensor, num_responses: int) -> FisherOperator:
+def _linearise(
+    model: Callable[[Tensor], Any], image: Tensor, num_responses: int, noise: Noise
+) -> FisherOperator:
     """Return F; a zero one is an answer here (every eigenvalue is 0), said in a warning."""
     route = "rows" if num_responses <= FEW_RESPONSES else "auto"
     try:
-        return FisherOperator(model, image, route=route)
+        return FisherOperator(model, image, route=route, noise=noise)
     except ModelError:
-        operator = FisherOperator(model, image, check=False)
+        operator = FisherOperator(model, image, check=False, noise=noise)
         m, n = operator.jacobian.shape
         probe = torch.Generator().manual_seed(0)
         forward = torch.randn(n, 1, generator=probe, dtype=torch.float64).to(image)

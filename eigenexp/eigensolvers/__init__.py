@@ -148,7 +148,7 @@ def solve(
     Returns
     -------
     Spectrum
-        With ``eigenvectors`` of shape ``(k, *image_shape)``.
+        With ``eigenvectors`` of shape ``(k, *image_shape)``; its metadata name the noise.
 
     Raises
     ------
@@ -161,4 +161,5 @@ def solve(
         solver.tell(*multiply(operator, solver.request, block))
         if callback is not None and callback(solver) is True:
             break
-    return solver.result().reshape(operator.problem.image_shape)
+    problem = operator.problem
+    return solver.result().reshape(problem.image_shape).with_metadata({"noise": problem.noise})

@@ -27,6 +27,7 @@ from eigenexp.callbacks import (
 from eigenexp.callbacks.progress_lines import ProgressLines
 from eigenexp.errors import ConfigError
 from eigenexp.experiments.explaining import no_such_key
+from eigenexp.experiments.noise import build_noise
 from eigenexp.experiments.schema import FitConfig, plain_config
 from eigenexp.experiments.targets import build_target
 from eigenexp.modules.average import AverageModule, load_mean
@@ -99,9 +100,9 @@ def operator_options(settings: FitConfig) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        When there is no such precision.
+        When there is no such precision, or the noise cannot be made.
     """
-    options = asdict(settings.operator)
+    options = {**asdict(settings.operator), "noise": build_noise(settings.noise)}
     name = settings.operator.model_dtype
     if name is not None:
         if name not in MODEL_DTYPES:

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eigenexp.errors import ConfigError
 from eigenexp.experiments.explaining import explain, near, no_such_key, unquoted
+from eigenexp.experiments.noise_schema import NOISES, GaussianConfig
 from eigenexp.experiments.schema import (
     OPEN_GROUPS,
     SCHEMAS,
@@ -268,6 +269,9 @@ def override_config(saved: Mapping[str, Any], overrides: Sequence[str]) -> FitCo
         solver = kept.get("solver")
         method = solver.get("method") if isinstance(solver, Mapping) else None
         schema.solver = OmegaConf.structured(SOLVERS.get(str(method), SolverConfig))
+        noise = kept.get("noise")
+        family = noise.get("family") if isinstance(noise, Mapping) else None
+        schema.noise = OmegaConf.structured(NOISES.get(str(family), GaussianConfig))
         config = OmegaConf.merge(schema, OmegaConf.create(kept))
         for override in overrides:
             config = _with_override(config, override)

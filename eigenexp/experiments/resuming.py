@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from eigenexp.errors import (
 )
 from eigenexp.experiments.building import build_picture
 from eigenexp.experiments.config import override_config
+from eigenexp.experiments.noise_schema import GaussianConfig
 from eigenexp.experiments.schema import FitConfig, plain_config
 from eigenexp.experiments.targets import check_settings_trusted
 from eigenexp.pictures.picture import Picture
@@ -67,6 +68,8 @@ def settings_hash(config: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in _IGNORED}
     for group, ignored in (("trainer", _IGNORED_TRAINER), ("study", _IGNORED_STUDY)):
         kept[group] = {k: v for k, v in dict(kept.get(group) or {}).items() if k not in ignored}
+    if kept.get("noise") == asdict(GaussianConfig()):  # as in runs from before there was a choice
+        del kept["noise"]
     text = json.dumps(plain(kept), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

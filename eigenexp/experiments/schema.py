@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from eigenexp.errors import ConfigError
+from eigenexp.experiments.noise_schema import NOISES
 from eigenexp.storage.addresses import without_userinfo
 
 __all__ = [
@@ -194,6 +195,7 @@ class FitConfig:
 
     model: dict[str, Any] = MISSING
     image: ImageConfig = field(default_factory=ImageConfig)
+    noise: Any = MISSING
     solver: Any = MISSING
     operator: OperatorConfig = field(default_factory=OperatorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -223,6 +225,7 @@ SOLVERS: dict[str, type[SolverConfig]] = {
 SCHEMAS = (
     (None, "schema_fit", FitConfig),
     *(("solver", f"schema_{method}", kind) for method, kind in SOLVERS.items()),
+    *(("noise", f"schema_{family}", kind) for family, kind in NOISES.items()),
     ("trainer", "schema_trainer", TrainerConfig),
     ("logger", "schema_logger", LoggerConfig),
     ("callbacks", "schema_callbacks", CallbacksConfig),

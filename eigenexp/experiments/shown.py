@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from eigenexp.experiments.config import CONFIG_MODULE, options_of
+from eigenexp.experiments.noise_schema import GaussianConfig
 from eigenexp.experiments.schema import (
     SOLVERS,
     FitConfig,
@@ -55,7 +56,7 @@ def shown_settings(settings: FitConfig, picture: str) -> dict[str, Any]:
         "solver.k": settings.solver.k,
     }
     usual, plain = _usual_settings(settings), plain_config(settings)
-    for group in ("model", "image", "solver", "operator", "trainer", "study"):
+    for group in ("model", "image", "noise", "solver", "operator", "trainer", "study"):
         there = usual.get(group, {})
         for key, value in plain[group].items():
             if value is None or (key in there and there[key] == value) or key == "_target_":
@@ -72,6 +73,7 @@ def _usual_settings(settings: FitConfig) -> dict[str, dict[str, Any]]:
     kind = SOLVERS.get(settings.solver.method, SolverConfig)
     usual: dict[str, dict[str, Any]] = {
         "image": asdict(ImageConfig()),
+        "noise": asdict(GaussianConfig()),
         "solver": asdict(kind()),
         "operator": asdict(OperatorConfig()),
         "trainer": asdict(TrainerConfig()),

@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from eigenexp.errors import ConfigError, EigenexpError
+from eigenexp.experiments.noise_schema import noise_function
 from eigenexp.experiments.schema import FitConfig
 from eigenexp.models import LayerOutput
 
 __all__ = [
     "TRUSTED_PACKAGES",
+    "build_function",
     "build_model",
     "build_target",
     "check_settings_trusted",
@@ -47,6 +49,12 @@ def check_settings_trusted(settings: FitConfig) -> None:
         Naming the key, and how to allow it.
     """
     check_trusted(settings.model)
+    foreign = noise_function(settings.noise)
+    if foreign is not None:
+        raise ConfigError(
+            f"{foreign}: expected no function in a saved configuration, got one; pass --trust if "
+            "you know where it comes from"
+        )
     groups = {
         "logger": settings.logger.others,
         "callbacks": settings.callbacks.others,
@@ -184,6 +192,23 @@ def build_target(config: Mapping[str, Any], key: str, *, trust: bool = True) -> 
             f"{key}: expected arguments that {target} takes, got {sorted(built)} "
             f"({' '.join(str(error).split())})"
         ) from error
+
+
+def build_function(target: str, key: str) -> Any:
+    """Import the function that ``package.module.name`` or ``/path/file.py:name`` leads to.
+
+    Raises
+    ------
+    ConfigError
+        When there is none.
+    """
+    found = _from_file(target, key) if ".py:" in target else _from_package(target, key)
+    if not callable(found):
+        raise ConfigError(
+            f"{key}: expected an importable function, got {target!r}; write it as "
+            "package.module.name, or as ./file.py:name"
+        )
+    return found
 
 
 def _locate(target: str, key: str, trust: bool) -> Any:

@@ -18,6 +18,7 @@ from eigenexp.errors import ImageError, InputError, InputTypeError
 from eigenexp.modules.metrics import monitored_metrics
 from eigenexp.modules.solver_module import SolverModule
 from eigenexp.modules.turns import check_trainer, is_double
+from eigenexp.operators.noise import Noise
 from eigenexp.operators.probing import copy_image
 from eigenexp.pictures.picture import Picture
 from eigenexp.spectrum import Spectrum
@@ -55,6 +56,8 @@ class EigendistortionModule(SolverModule):
     parallel
         ``"columns"``: under several processes each multiplies its share of a block's columns; pays
         with methods that ask for blocks. Other than that, processes do the same work twice.
+    noise
+        How the response varies, one of :mod:`eigenexp.noise`; ``None`` for F = JᵀJ.
     operator_options
         More of :class:`~eigenexp.FisherOperator`: ``chunk_size``, ``recompute``, ``compile``,
         ``model_dtype`` (the model is then put in that precision, the solver stays in its own).
@@ -96,6 +99,7 @@ class EigendistortionModule(SolverModule):
         max_products: int | None = None,
         route: str = "auto",
         parallel: str | None = None,
+        noise: Noise | None = None,
         operator_options: Mapping[str, Any] | None = None,
         **solver_options: Any,
     ) -> None:
@@ -117,7 +121,8 @@ class EigendistortionModule(SolverModule):
                 "max_products": max_products,
                 **solver_options,
             },
-            {"route": route, **(operator_options or {})},
+            {"route": route, **({} if noise is None else {"noise": noise})}
+            | dict(operator_options or {}),
         )
         self.picture = image if isinstance(image, Picture) else None
         self._parallel = parallel

@@ -151,6 +151,7 @@ class SolverModule(TurnModule):
             dtype=self.solver.dtype,
             device=self.solver.device,
             solver=self._settings,
+            noise=self.operator.problem.noise,
             **self.run_metadata,
         )
 

@@ -18,6 +18,7 @@ from eigenexp.distributed.ranks import RankLostError, agree, in_all_processes
 from eigenexp.eigensolvers import check_settings
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, one_line
 from eigenexp.modules.turns import TurnModule, check_trainer, is_double, operator_settings
+from eigenexp.operators.noise import Noise
 from eigenexp.operators.probing import check_callable
 from eigenexp.pictures.sources import PictureSource, picture_sources
 from eigenexp.spectrum import Spectrum
@@ -65,6 +66,8 @@ class StudyModule(TurnModule):
         ``crop``, ``resize``, ``channels``, ``value_range`` of :func:`~eigenexp.load_picture`.
     figures
         Draw each picture's distortions (about half a second each).
+    noise
+        How the response varies, one of :mod:`eigenexp.noise`; ``None`` for F = JᵀJ.
     operator_options
         ``route``, ``chunk_size``, ``recompute``, ``compile``, ``model_dtype`` of
         :class:`~eigenexp.operators.BatchedFisherOperator`. A study keeps those it began with. With
@@ -104,6 +107,7 @@ class StudyModule(TurnModule):
         checkpoint_seconds: float = 30.0,
         image_options: Mapping[str, Any] | None = None,
         figures: bool = False,
+        noise: Noise | None = None,
         operator_options: Mapping[str, Any] | None = None,
         **solver_options: Any,
     ) -> None:
@@ -127,7 +131,8 @@ class StudyModule(TurnModule):
         }
         self._batch_size, self._cohort_size = batch_size, cohort
         self._image_options = dict(image_options or {})
-        self._operator_options = operator_settings(operator_options)
+        given = {} if noise is None else {"noise": noise}
+        self._operator_options = operator_settings(given | dict(operator_options or {}))
         self._checkpoint_seconds = checkpoint_seconds
         self._figures = figures
         self.run_metadata: dict[str, Any] = {}

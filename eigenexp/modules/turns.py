@@ -21,6 +21,7 @@ from torch import nn
 from eigenexp.distributed.ranks import leave_at_exit
 from eigenexp.distributed.terminating import SigtermTogether
 from eigenexp.errors import InputError
+from eigenexp.operators.noise import Gaussian, Noise
 
 __all__ = [
     "PRECISIONS",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 PRECISIONS = ("32-true", "64-true", "32", "64")
-_OPERATOR_OPTIONS = ("route", "chunk_size", "recompute", "compile", "model_dtype")
+_OPERATOR_OPTIONS = ("route", "chunk_size", "recompute", "compile", "model_dtype", "noise")
 
 
 def operator_settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -51,6 +52,11 @@ def operator_settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
         raise InputError(
             f"operator_options: expected {', '.join(_OPERATOR_OPTIONS)}, got {unknown[0]!r}"
         )
+    noise = chosen.get("noise")
+    if noise is not None and not isinstance(noise, Noise):
+        raise InputError(f"noise: expected one of eigenexp.noise, got {type(noise).__name__}")
+    if "noise" in chosen and noise in (None, Gaussian()):  # F = JᵀJ, as where nothing is said
+        del chosen["noise"]
     return chosen
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from eigenexp.errors import ImageError, InputError
 from eigenexp.operators.base import Fisher, Jacobian
 from eigenexp.operators.fisher import FisherOperator, start_vectors
+from eigenexp.operators.noise.base import Noise
+from eigenexp.operators.noise.gaussian import Gaussian
 from eigenexp.operators.probing import Model, copy_image
 
 __all__ = ["AverageFisherOperator"]
@@ -124,6 +126,11 @@ class AverageFisherOperator(Fisher):
         if self._product_eps is None:
             self._product_eps = self.at(0).product_eps
         return self._product_eps
+
+    @property
+    def noise(self) -> Noise:
+        """How the response varies at each picture."""
+        return self._options.get("noise") or Gaussian()
 
     @property
     def route(self) -> str:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import InputError, InputTypeError
+from eigenexp.operators.noise.base import Noise
+from eigenexp.operators.noise.gaussian import Gaussian
 from eigenexp.operators.protocol import Problem, Request
 
 if TYPE_CHECKING:
@@ -246,6 +248,11 @@ class Fisher(_Operator):
         return torch.finfo(self.dtype).eps
 
     @property
+    def noise(self) -> Noise:
+        """How the response varies: for F = JᵀJ, independent Gaussian noise of std 1."""
+        return Gaussian()
+
+    @property
     def problem(self) -> Problem:
         """Everything a solver must know beside the products."""
         return Problem(
@@ -255,6 +262,7 @@ class Fisher(_Operator):
             device=self.device,
             start=self.start,
             product_eps=self.product_eps,
+            noise=str(self.noise),
         )
 
     @property

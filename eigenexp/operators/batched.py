@@ -21,6 +21,7 @@ from eigenexp.operators.base import count_columns
 from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
+from eigenexp.operators.noise.gaussian import Gaussian
 from eigenexp.operators.precision import InPrecision
 from eigenexp.operators.probing import Model, copy_image, respond, undisturbed
 from eigenexp.operators.protocol import Problem, Request
@@ -133,6 +134,7 @@ class BatchedFisherOperator:
             shapes = [tuple(c.shape) for c in copies]
             raise ImageError(f"images: expected pictures of one shape, dtype, device, got {shapes}")
         self.images = copies
+        self.noise = Gaussian() if noise is None else noise
         self.image_shape = tuple(copies[0].shape[1:])
         self.dtype, self.device = copies[0].dtype, copies[0].device
         self.refusal = ""
@@ -244,6 +246,7 @@ class _AtPicture:
             device=batch.device,
             start=batch.starts[place],
             product_eps=batch.product_eps_at(place),
+            noise=str(batch.noise),
         )
 
     def apply(self, block: Tensor, request: Request = "fisher") -> tuple[Tensor, Tensor | None]:

@@ -84,7 +84,10 @@ def with_noise(route: Route, factor: Factor | None, floor: float, pictures: int)
         pixels = None
         if root > 0:
             parts = cotangent.reshape(pictures, -1)
-            cotangent, pixels = parts[:, : rows // pictures].reshape(-1), parts[:, rows // pictures :]
+            cotangent, pixels = (
+                parts[:, : rows // pictures].reshape(-1),
+                parts[:, rows // pictures :],
+            )
         if factor is not None:
             cotangent = factor.adjoint(cotangent)
         product = route.pull(cotangent)

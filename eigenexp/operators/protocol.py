@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from eigenexp.operators.noise.gaussian import Gaussian
+
 __all__ = ["FisherLike", "Problem", "Request"]
 
 Request = Literal["fisher", "jacobian", "adjoint"]
@@ -38,6 +40,8 @@ class Problem:
     product_eps
         Relative rounding of a product: ``torch.finfo(dtype).eps`` or, where the model computes in
         a lower precision, more. No residual below a few times ``product_eps`` · λmax says anything.
+    noise
+        The noise model that F is of, in words: ``"gaussian(std=1.0)"`` for F = JᵀJ.
     """
 
     image_shape: tuple[int, ...]
@@ -46,6 +50,7 @@ class Problem:
     device: torch.device
     start: Tensor | None
     product_eps: float
+    noise: str
 
     @classmethod
     def of_size(cls, image_shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
@@ -60,6 +65,7 @@ class Problem:
             device=torch.device("cpu"),
             start=None,
             product_eps=torch.finfo(dtype).eps if dtype.is_floating_point else 0.0,
+            noise=str(Gaussian()),
         )
 
     @property

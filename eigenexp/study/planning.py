@@ -141,6 +141,7 @@ class Planner:
             dtype=fisher.dtype,
             device=self.device,
             solver=dict(self.solver),
+            noise=fisher.problem.noise,
             **self.run_metadata,
         )
 

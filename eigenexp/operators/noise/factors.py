@@ -59,11 +59,13 @@ class Dense(Factor):
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return W u."""
-        return self.matrix @ vector
+        product: Tensor = self.matrix @ vector
+        return product
 
     def adjoint(self, vector: Tensor) -> Tensor:
         """Return Wᵀ w."""
-        return vector @ self.matrix
+        product: Tensor = vector @ self.matrix
+        return product
 
 
 class LowRankRoot(Factor):
@@ -89,7 +91,8 @@ class LowRankRoot(Factor):
         return moved
 
     def _root(self, vector: Tensor) -> Tensor:
-        return vector + self._left @ (self._gains * (vector @ self._left))
+        root: Tensor = vector + self._left @ (self._gains * (vector @ self._left))
+        return root
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return W u."""
@@ -133,14 +136,16 @@ class Simplex(Factor):
         self.rows = self.rank = groups * (classes - 1)
 
     def _reflect(self, rows: Tensor) -> Tensor:
-        return rows - 2 * self._mirror * (rows * self._mirror).sum(dim=1, keepdim=True)
+        along: Tensor = (rows * self._mirror).sum(dim=1, keepdim=True)
+        reflected: Tensor = rows - 2 * self._mirror * along
+        return reflected
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return W u."""
         rows = vector.reshape(self._shape)
         if self._p is not None:
             rows = rows - (rows * self._p).sum(dim=1, keepdim=True)
-        return self._reflect(rows * self._weights).reshape(-1)[self._kept]
+        return self._reflect(rows * self._weights).reshape(-1).index_select(0, self._kept)
 
     def adjoint(self, vector: Tensor) -> Tensor:
         """Return Wᵀ w."""
@@ -189,7 +194,7 @@ class Stacked(Factor):
 
     def adjoint(self, vector: Tensor) -> Tensor:
         """Return Wᵀ w."""
-        pieces = vector.split([part.rows for part in self._parts])
+        pieces = torch.split(vector, [part.rows for part in self._parts])
         found = [part.adjoint(piece) for part, piece in zip(self._parts, pieces, strict=True)]
         return torch.stack(found).sum(dim=0)
 
@@ -203,11 +208,11 @@ class _Beside(Factor):
         self.rank = sum(part.rank for part in parts)
 
     def apply(self, vector: Tensor) -> Tensor:
-        pieces = vector.split(self._size)
+        pieces = torch.split(vector, self._size)
         return torch.cat([p.apply(v) for p, v in zip(self._parts, pieces, strict=True)])
 
     def adjoint(self, vector: Tensor) -> Tensor:
-        pieces = vector.split([part.rows for part in self._parts])
+        pieces = torch.split(vector, [part.rows for part in self._parts])
         return torch.cat([p.adjoint(v) for p, v in zip(self._parts, pieces, strict=True)])
 
 

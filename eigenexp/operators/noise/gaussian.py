@@ -91,7 +91,8 @@ class GaussianCovariance(Noise):
 
     def transform(self, response: Tensor, at: Tensor) -> Tensor:
         """Return L⁻¹ f."""
-        return _inverse_root(self.covariance).to(response) @ response
+        scaled: Tensor = _inverse_root(self.covariance).to(response) @ response
+        return scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +146,8 @@ def _inverse_root(covariance: Tensor) -> Tensor:
     check_fits(m, 3 * m, torch.float64, torch.device("cpu"))
     lower = torch.linalg.cholesky(covariance)
     eye = torch.eye(m, dtype=torch.float64)
-    return torch.linalg.solve_triangular(lower, eye, upper=False)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
+    return inverse
 
 
 def _check_size(noise: Noise, size: int, response: Tensor) -> None:

@@ -125,7 +125,8 @@ class Covariance(Noise):
                 f"fails at response {max(int(failed) - 1, 0)}; add a variance to its diagonal"
             )
         eye = torch.eye(m, dtype=torch.float64, device=found.device)
-        return torch.linalg.solve_triangular(lower, eye, upper=False).to(response)
+        inverse: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
+        return inverse.to(response)
 
     def factor(self, response: Tensor, pull: Adjoint) -> Factor:
         """Return [L₀⁻¹; ∂ vec(L₀⁻¹ C L₀⁻ᵀ)/√2]."""
@@ -138,7 +139,8 @@ class Covariance(Noise):
 
     def _spread(self, response: Tensor, root: Tensor) -> Tensor:
         covariance = _call(self, self.covariance, response)
-        return (root @ covariance @ root.T).reshape(-1) / 2**0.5
+        spread: Tensor = (root @ covariance @ root.T).reshape(-1) / 2**0.5
+        return spread
 
     def transform(self, response: Tensor, at: Tensor) -> Tensor:
         """Return [L₀⁻¹ f; vec(L₀⁻¹ C(f) L₀⁻ᵀ)/√2]."""
