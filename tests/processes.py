@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from eigenexp.checkpoints import sealed_step
 from eigenexp.runs.folder import RunFolder, list_runs
 
 SMALL = ["image.crop=[120,220,20,20]", "trainer.enable_progress_bar=false", "threads=1"]
@@ -50,10 +51,18 @@ def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[s
     )
 
 
-def kill_after_a_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
-    """Send SIGKILL once the run has a checkpoint."""
+def kill_after_a_checkpoint(
+    process: subprocess.Popen[str], folder: Path, *, from_step: int = 0
+) -> None:
+    """Send SIGKILL once the run has a checkpoint of that step or a later one.
+
+    A second checkpoint is written when the upload of the first is in the journal.
+    """
     deadline = time.monotonic() + 150
-    while not list(folder.glob("mlruns/checkpoints/*/last.metadata.json")):
+    while not any(
+        (sealed_step(path) or 0) >= from_step
+        for path in folder.glob("mlruns/checkpoints/*/last.ckpt")
+    ):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.01)

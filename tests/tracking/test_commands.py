@@ -80,10 +80,10 @@ def test_a_run_goes_on_where_only_the_server_is(server, tmp_path: Path) -> None:
     values = np.random.default_rng(1).integers(0, 256, (20, 20), dtype=np.uint8)
     Image.fromarray(values).save(first / "photo.png")
     Image.fromarray(values).save(whole / "photo.png")
-    settings = ["fit", "image=file", "image.source=photo.png", *LONG[1:], "trainer.max_steps=300"]
+    settings = ["fit", "image=file", "image.source=photo.png", *LONG[1:], "trainer.max_steps=1200"]
     address = {"MLFLOW_TRACKING_URI": server.uri}
     process = start(first, *settings, "logger=mlflow", **address)
-    kill_after_a_checkpoint(process, first)
+    kill_after_a_checkpoint(process, first, from_step=20)  # of steps 10, 20, …
     run_id = only_run(first).run_id
     store = Store(tmp_path / "look", server.uri)
     wait_for_status(store, run_id, "FAILED")
@@ -110,12 +110,12 @@ def test_a_run_goes_on_where_only_the_server_is(server, tmp_path: Path) -> None:
 
     # Back on the first machine it goes on from where the second one came; settings that changed
     # are told in tags, and another model is refused.
-    more = run(first, "resume", run_id, "trainer.max_steps=320", **address)
+    more = run(first, "resume", run_id, "trainer.max_steps=1220", **address)
     assert more.returncode == 3, more.stderr
-    assert "went on elsewhere, to step 300" in more.stdout
+    assert "went on elsewhere, to step 1200" in more.stdout
     wait_for_status(store, run_id, "FINISHED")
     tags = store.find_run(run_id).data.tags
-    assert tags["drift.trainer.max_steps"] == "300 → 320"
+    assert tags["drift.trainer.max_steps"] == "1200 → 1220"
     steps = points(store, run_id, "worst_residual")
     assert len(set(steps)) == len(steps)
     assert steps[-1] > a.num_products
