@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import save_file
 
-from eigenexp.checkpoints import files
+from eigenexp.checkpoints import ProvenanceWarning, files
 from eigenexp.errors import ConfigError
 from eigenexp.experiments.config import compose_config, override_config, plain_config
 from eigenexp.experiments.experiment import fit, resume
@@ -68,7 +68,6 @@ OWN = [
 ]
 
 
-@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
 def test_own_logger_callback_and_argument_take_part_and_need_trust_to_go_on(in_tmp: Path) -> None:
     result = fit(compose_config([*SMALL, *OWN]), say=lambda _: None)
     assert (in_tmp / "count.txt").read_text() == f"{100 + result.spectrum.num_products} 7"
@@ -81,7 +80,8 @@ def test_own_logger_callback_and_argument_take_part_and_need_trust_to_go_on(in_t
         resume("last", root="mlruns", say=lambda _: None)
     assert (in_tmp / "lines.txt").read_text() == lines
     more = ["solver.tol=1e-3"]
-    resume("last", more, root="mlruns", trust=True, say=lambda _: None)
+    with pytest.warns(ProvenanceWarning, match=r"config\.solver\.tol: .* on purpose"):
+        resume("last", more, root="mlruns", trust=True, say=lambda _: None)
     assert len((in_tmp / "lines.txt").read_text()) > len(lines)
 
 
@@ -193,7 +193,6 @@ def test_weights_execute_nothing(net: Path) -> None:
 # -- the checkpoint of a resume --------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
 def test_a_resume_reads_its_checkpoint_once(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     fit(compose_config([*SMALL, "trainer.max_steps=3"]), say=lambda _: None)
@@ -210,6 +209,7 @@ def test_a_resume_reads_its_checkpoint_once(in_tmp: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch, "load", loading)
     monkeypatch.setattr(files, "archive_fault", hashing)
-    result = resume("last", ["trainer.max_steps=1000"], root="mlruns", say=lambda _: None)
+    with pytest.warns(ProvenanceWarning, match=r"config\.trainer\.max_steps: .* on purpose"):
+        result = resume("last", ["trainer.max_steps=1000"], root="mlruns", say=lambda _: None)
     assert result.status == "FINISHED"
     assert counts == {"hashed": 1, "loaded": 1}
