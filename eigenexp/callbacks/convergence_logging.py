@@ -15,7 +15,7 @@ from eigenexp.callbacks.memory import memory_metrics
 from eigenexp.callbacks.sending import forget_points_from, send_point, write_directly
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.eigensolvers import Eigensolver
-from eigenexp.eigensolvers.base import Progress
+from eigenexp.eigensolvers.progress import Progress
 from eigenexp.errors import InputError
 from eigenexp.modules.metrics import convergence_metrics, pair_name
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from eigenexp.callbacks.stopping import solver_module
-from eigenexp.eigensolvers.base import Progress
+from eigenexp.eigensolvers.progress import Progress
 
 __all__ = ["SolverProgressBar", "describe", "digits_done"]
 

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.auto import auto
-from eigenexp.eigensolvers.base import Eigensolver, Progress, Request, Settings, Which
+from eigenexp.eigensolvers.base import Eigensolver
 from eigenexp.eigensolvers.davidson import Davidson
 from eigenexp.eigensolvers.exact import Exact
 from eigenexp.eigensolvers.lanczos import Lanczos
 from eigenexp.eigensolvers.power import Power
+from eigenexp.eigensolvers.progress import Progress
 from eigenexp.eigensolvers.randomized_svd import RandomizedSVD
+from eigenexp.eigensolvers.settings import Settings, Which
 from eigenexp.errors import InputError
-from eigenexp.operators.protocol import FisherLike, Problem
+from eigenexp.operators.protocol import FisherLike, Problem, Request
 from eigenexp.spectrum import Spectrum
 
 __all__ = [

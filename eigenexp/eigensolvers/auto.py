@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from eigenexp.eigensolvers.base import Eigensolver, Settings
+from eigenexp.eigensolvers.base import Eigensolver
 from eigenexp.eigensolvers.davidson import Davidson
 from eigenexp.eigensolvers.exact import Exact
 from eigenexp.eigensolvers.lanczos import Lanczos
 from eigenexp.eigensolvers.null_space import NullSpace
+from eigenexp.eigensolvers.settings import Settings
 
 __all__ = ["auto", "choose_method"]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.base import Eigensolver, Progress, Request
+from eigenexp.eigensolvers.base import Eigensolver
 from eigenexp.eigensolvers.certificates.result import make_spectrum
 from eigenexp.eigensolvers.dense_decomposition import (
     fisher_eigenpairs,
@@ -18,8 +18,10 @@ from eigenexp.eigensolvers.dense_decomposition import (
     numerical_rank,
     perturbation_bounds,
 )
+from eigenexp.eigensolvers.progress import Progress
 from eigenexp.errors import CheckpointError, InputError, ProductError
 from eigenexp.operators.memory import check_fits
+from eigenexp.operators.protocol import Request
 from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["Exact", "Side"]

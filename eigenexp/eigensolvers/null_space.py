@@ -16,21 +16,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.base import Eigensolver, Progress, Request, Which
+from eigenexp.eigensolvers.base import Eigensolver
 from eigenexp.eigensolvers.certificates.result import make_spectrum
+from eigenexp.eigensolvers.null_space_plan import make_plan
+from eigenexp.eigensolvers.null_space_state import NullSpaceState
+from eigenexp.eigensolvers.progress import Progress
+from eigenexp.eigensolvers.settings import Which
 from eigenexp.errors import InputError, ProductError
 from eigenexp.operators.memory import ALWAYS_FITS, available_bytes
+from eigenexp.operators.protocol import Request
 from eigenexp.spectrum import Spectrum, StopReason
 
-__all__ = ["NullSpace", "Plan", "complement", "make_plan"]
-
-Way = Literal["rows", "descent"]
+__all__ = ["NullSpace", "complement"]
 
 _BLOCK_BYTES = 2**25
 _MIN_BLOCKS = 8
@@ -40,50 +43,6 @@ _GAIN = 0.5
 # Where a round ends: of its first gradient, and of eps · λmax ‖v‖ in the first round.
 _ROUND = 1e-3
 _REST = 2.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The way that is predicted to be cheaper, and what it costs.
-
-    Attributes
-    ----------
-    products
-        Predicted, the measuring of the vectors at the end included.
-    reason
-        A sentence.
-    """
-
-    way: Way
-    products: float
-    reason: str
-
-
-def make_plan(m: int, n: int, k: int, *, eps: float, has_rows: bool = True) -> Plan:
-    """Choose the way to k vectors of the null space of J ``(m, n)`` by predicted cost.
-
-    A descent is predicted to take as many steps as for a random J of that shape: its condition is
-    κ = (1 + √(m/n)) / (1 − √(m/n)) (Marchenko & Pastur 1967), and ½ κ ln(2/eps) steps reach
-    rounding. Pooled blurs are better, deep networks may be worse; a descent that has cost what the
-    rows would is given up for them, so that nothing costs more than twice the cheaper way.
-
-    Parameters
-    ----------
-    has_rows
-        Whether Jᵀ is at hand, and the rows have room in memory.
-    """
-    rows = m / 2 + k
-    root = math.sqrt(m / n)
-    condition = (1 + root) / max(1 - root, 1e-300)
-    steps = min(0.5 * condition * math.log(2 / eps), 4.0 * m)
-    descent = k * (steps + 2)
-    if has_rows and rows <= descent:
-        reason = f"the {m} rows of J cost {m} half products, a descent about {descent:.0f} products"
-        return Plan("rows", rows, reason)
-    if not has_rows:
-        return Plan("descent", descent, "the rows of J are not at hand, or do not fit in memory")
-    reason = f"a descent costs about {descent:.0f} products, the {m} rows of J {rows:.0f}"
-    return Plan("descent", descent, reason)
 
 
 def complement(rows: Tensor, starts: Tensor) -> Tensor:
@@ -102,66 +61,12 @@ def complement(rows: Tensor, starts: Tensor) -> Tensor:
     return vectors
 
 
-@dataclass
-class NullSpaceState:
-    """All that changes.
-
-    Attributes
-    ----------
-    way, reason, has_rows, has_responses
-        Empty until the first product has told m; whether rows of J can be gathered; whether J v
-        comes with each product.
-    stage
-        ``"starting"``, ``"gathering"``, ``"descending"``, ``"restarting"`` or ``"measuring"``.
-    m, rows, gathered
-        The responses, how many rows of J are told, and these ``(rows, n)``.
-    rounds, steps, spent
-        Rounds begun, steps of the present one, half products so far.
-    vectors
-        ``(n, k)``: what goes to the null space.
-    gradients, directions, energies
-        ``(n, k)``, ``(n, k)``, ``(k,)``: F v, the conjugate directions and ‖F v‖² of the descent.
-    first
-        ``(k,)``: ‖F v‖ when the round began.
-    heights
-        ``(k,)``: ‖J v‖² / ‖v‖² as last measured.
-    is_open
-        ``(k,)``: whose descent goes on.
-    largest
-        The largest Rayleigh quotient seen, a lower bound of λmax.
-    values, residuals
-        ``(k,)``: of the vectors returned, from true products.
-    """
-
-    way: str = ""
-    reason: str = ""
-    has_rows: bool = False
-    has_responses: bool = False
-    stage: str = "starting"
-    m: int = 0
-    rows: int = 0
-    rounds: int = 0
-    steps: int = 0
-    spent: int = 0
-    largest: float = 0.0
-    gathered: Tensor | None = None
-    vectors: Tensor | None = None
-    gradients: Tensor | None = None
-    directions: Tensor | None = None
-    energies: Tensor | None = None
-    first: Tensor | None = None
-    heights: Tensor | None = None
-    is_open: Tensor | None = None
-    values: Tensor | None = None
-    residuals: Tensor | None = None
-
-
 class NullSpace(Eigensolver):
     """Eigenvectors of a null space that is known beforehand, exactly and without a search.
 
     F = JᵀJ with m < n has at least n − m eigenvalues 0. The first product, of the first random
-    vector, tells m; :func:`make_plan` then chooses the way. ``num_products`` counts a row of J as
-    half a product, which it is.
+    vector, tells m; :func:`.null_space_plan.make_plan` then chooses the way. ``num_products``
+    counts a row of J as half a product, which it is.
 
     Parameters
     ----------
@@ -482,28 +387,19 @@ class NullSpace(Eigensolver):
     # -- state -----------------------------------------------------------------------------------
 
     def _export_state(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for item in fields(self._state):
-            value = getattr(self._state, item.name)
-            if item.name == "gathered" and value is not None:
-                value = value[: self._state.rows]
-            found[item.name] = value.clone() if isinstance(value, Tensor) else value
-        return found
+        state = self._state
+        told = None if state.gathered is None else state.gathered[: state.rows]
+        return replace(state, gathered=told).export()
 
     def _import_state(self, state: Mapping[str, Any]) -> None:
-        told = dict(state)
-        here = ("gathered", "vectors", "gradients", "directions")
-        for name, value in told.items():
-            if isinstance(value, Tensor):
-                told[name] = self._own(value) if name in here else value.detach().cpu().clone()
-        self._state = NullSpaceState(**told)
-        if self._state.gathered is not None:
-            gathered = torch.zeros(
-                self._state.m, self.settings.n, dtype=self.dtype, device=self.device
-            )
-            gathered[: self._state.rows] = self._state.gathered
-            self._state = replace(self._state, gathered=gathered)
-        self._counted_before = self._num_products - math.ceil(self._state.spent / 2)
+        own = NullSpaceState()
+        own.restore(state, torch.empty(0, dtype=self.dtype, device=self.device))
+        if own.gathered is not None:
+            gathered = torch.zeros(own.m, self.settings.n, dtype=self.dtype, device=self.device)
+            gathered[: own.rows] = own.gathered
+            own = replace(own, gathered=gathered)
+        self._state = own
+        self._counted_before = self._num_products - math.ceil(own.spent / 2)
 
 
 def _squares(responses: Tensor) -> Tensor:

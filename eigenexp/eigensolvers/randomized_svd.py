@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.base import Which
 from eigenexp.eigensolvers.certificates.certified import CertifiedSolver
 from eigenexp.eigensolvers.rayleigh_ritz import Ritz, rayleigh_ritz, with_products
+from eigenexp.eigensolvers.settings import Which
 from eigenexp.eigensolvers.state import State, vectors
 from eigenexp.errors import InputError
 from eigenexp.spectrum import StopReason

@@ -32,10 +32,11 @@ def vectors() -> Any:
     return field(default=None, metadata={"kind": "vectors"})
 
 
-def numbers() -> Any:
-    """Declare a float64 tensor on the CPU, empty at first, or None."""
+def numbers(*, begins_empty: bool = True) -> Any:
+    """Declare a float64 tensor on the CPU, or None; at first empty, or None."""
     return field(
-        default_factory=lambda: torch.zeros(0, dtype=torch.float64), metadata={"kind": "numbers"}
+        default_factory=lambda: torch.zeros(0, dtype=torch.float64) if begins_empty else None,
+        metadata={"kind": "numbers"},
     )
 
 

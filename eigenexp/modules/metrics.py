@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.base import Progress
+from eigenexp.eigensolvers.progress import Progress
 
 __all__ = ["convergence_metrics", "monitored_metrics", "pair_name"]
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import eigenexp as ee
 from eigenexp.eigensolvers import multiply
-from eigenexp.eigensolvers.null_space import NullSpace, complement, make_plan
+from eigenexp.eigensolvers.null_space import NullSpace, complement
+from eigenexp.eigensolvers.null_space_plan import make_plan
 from eigenexp.errors import InputError
 from eigenexp.spectrum import PairStatus, StopReason
 

@@ -11,13 +11,13 @@ from torch import Tensor
 import eigenexp as ee
 from eigenexp.eigensolvers import make_solver, solve
 from eigenexp.eigensolvers.auto import choose_method
-from eigenexp.eigensolvers.base import Settings
 from eigenexp.eigensolvers.modulated_convolution import (
     BASES,
     ModulatedConvolution,
     Transform,
     fit_surrogate,
 )
+from eigenexp.eigensolvers.settings import Settings
 from eigenexp.operators import DenseOperator
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from eigenexp.eigensolvers.base import Progress
 from eigenexp.eigensolvers.certificates.guard import Guard
 from eigenexp.eigensolvers.certificates.result import make_spectrum
+from eigenexp.eigensolvers.progress import Progress
 from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["Reported"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.base import Settings
 from eigenexp.eigensolvers.certificates.bounds import statuses
+from eigenexp.eigensolvers.settings import Settings
 from eigenexp.spectrum import Spectrum, StopReason
 
 __all__ = ["make_spectrum"]
