@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +19,7 @@ from eigenexp.eigensolvers.dense_decomposition import (
     perturbation_bounds,
 )
 from eigenexp.eigensolvers.progress import Progress
+from eigenexp.eigensolvers.state import State, vectors
 from eigenexp.errors import CheckpointError, InputError, ProductError
 from eigenexp.operators.memory import check_fits
 from eigenexp.operators.protocol import Request
@@ -32,6 +33,33 @@ _REQUESTS: dict[str, Request] = {"columns": "jacobian", "rows": "adjoint", "fish
 # Bytes of one block asked, and blocks a matrix is gathered in: a run can be stopped between them.
 _BLOCK_BYTES = 2**25
 _MIN_BLOCKS = 8
+
+
+@dataclass
+class ExactState(State):
+    """All that changes.
+
+    Attributes
+    ----------
+    kind
+        What is gathered: ``"columns"``, ``"rows"`` or ``"fisher"``; None before the first product.
+    shape, count, gathered
+        Of the whole matrix; rows told; and the matrix: row i is what was told of unit vector i,
+        J eᵢ, Jᵀ eᵢ or F eᵢ. Rows from ``count`` on are not yet part of the state.
+    first
+        Random v, F v and J v (empty where unknown), to check the matrix with.
+    """
+
+    kind: str | None = None
+    shape: tuple[int, int] = (0, 0)
+    count: int = 0
+    gathered: Tensor = vectors()
+    first: Any = vectors()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row is told."""
+        return self.kind is not None and self.count == len(self.gathered)
 
 
 @dataclass(frozen=True)
@@ -99,11 +127,7 @@ class Exact(Eigensolver):
             raise InputError(f"chunk_size: expected at least 1 unit vector, got {chunk_size}")
         self.side = side
         self.chunk_size = chunk_size
-        self._kind: str | None = None
-        # Row i is what was told of unit vector i: J eᵢ, Jᵀ eᵢ or F eᵢ.
-        self._gathered = torch.zeros(0, 0, dtype=self.dtype, device=self.device)
-        self._count = 0
-        self._probe: tuple[Tensor, Tensor, Tensor] | None = None
+        self._state = ExactState(gathered=self._matrix((0, 0)))
         self._solution: _Solution | None = None
         # m is not yet known, but F's rank is at most m: J has at least as many rows.
         rows = n if side == "fisher" else min(n, self.settings.rank_bound or n)
@@ -112,46 +136,47 @@ class Exact(Eigensolver):
     @property
     def request(self) -> Request:
         """F·v first; then columns of J, rows of J or columns of F."""
-        return "fisher" if self._kind is None else _REQUESTS[self._kind]
+        return "fisher" if self._state.kind is None else _REQUESTS[self._state.kind]
 
     @property
     def block_size(self) -> int:
         """Unit vectors a block."""
-        length = self.settings.n if self._kind is None else len(self._gathered)
+        state = self._state
+        length = self.settings.n if state.kind is None else len(state.gathered)
         if self.chunk_size is not None:
             return min(self.chunk_size, length)
-        in_bytes = _BLOCK_BYTES // (length * self._gathered.element_size())
+        in_bytes = _BLOCK_BYTES // (length * state.gathered.element_size())
         return max(1, min(math.ceil(length / _MIN_BLOCKS), in_bytes))
 
     # -- gathering -------------------------------------------------------------------------------
 
     def _ask(self) -> Tensor:
-        if self._kind is None:
+        state = self._state
+        if state.kind is None:
             return torch.nn.functional.normalize(self._randn(self.settings.n, 1), dim=0)
-        length = len(self._gathered)
-        width = min(self.block_size, length - self._count)
+        length = len(state.gathered)
+        width = min(self.block_size, length - state.count)
         if self.settings.max_products is not None:
             width = min(width, self.settings.max_products - self._num_products)
         block = torch.zeros(length, width, dtype=self.dtype, device=self.device)
-        block[self._count : self._count + width].fill_diagonal_(1)
+        block[state.count : state.count + width].fill_diagonal_(1)
         return block
 
     def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
-        width = block.shape[1]
-        if self._kind is None:
+        width, state = block.shape[1], self._state
+        if state.kind is None:
             self._begin(block[:, 0], products[:, 0], responses)
             self._num_verification_products += width
         else:
-            if products.shape[0] != self._gathered.shape[1]:
+            if products.shape[0] != state.gathered.shape[1]:
                 raise ProductError(
-                    f"tell: expected products of shape {(self._gathered.shape[1], width)}, "
+                    f"tell: expected products of shape {(state.gathered.shape[1], width)}, "
                     f"got {tuple(products.shape)}"
                 )
-            # Rows from _count on are not yet part of the state, whatever they hold.
-            self._gathered[self._count : self._count + width] = products.T
-            if self._count + width == len(self._gathered):
+            state.gathered[state.count : state.count + width] = products.T
+            if state.count + width == len(state.gathered):
                 self._solution = self._solve()
-            self._count += width
+            state.count += width
         self._num_products += width
         if self._solution is not None:
             self._judge(self._solution)
@@ -174,16 +199,17 @@ class Exact(Eigensolver):
         other = m if kind == "columns" and m is not None else n
         check_fits(n if m is None or kind == "fisher" else m, n, torch.float64, self.device)
         response = product.new_zeros(0) if responses is None else responses[:, 0]
-        self._kind = kind
-        self._gathered = torch.zeros(length, other, dtype=self.dtype, device=self.device)
-        self._probe = (vector.clone(), product.clone(), response.clone())
+        first = [vector.clone(), product.clone(), response.clone()]
+        shape = (length, other)
+        self._state = ExactState(kind, shape, gathered=self._matrix(shape), first=first)
 
     # -- the decomposition -----------------------------------------------------------------------
 
     def _solve(self) -> _Solution:
-        if self._kind == "fisher":
-            return self._solve_fisher(self._gathered.to(torch.float64))
-        return self._solve_jacobian(self._gathered.T if self._kind == "columns" else self._gathered)
+        state = self._state
+        if state.kind == "fisher":
+            return self._solve_fisher(state.gathered.to(torch.float64))
+        return self._solve_jacobian(state.gathered.T if state.kind == "columns" else state.gathered)
 
     def _solve_jacobian(self, gathered: Tensor) -> _Solution:
         n = self.settings.n
@@ -231,9 +257,9 @@ class Exact(Eigensolver):
         return _Solution(values.cpu(), vectors, residuals.cpu(), bounds.cpu(), scale, rank)
 
     def _checks(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self._probe is None:
+        if self._state.first is None:
             raise ProductError("exact: expected the first product before the matrix, got none")
-        vector, product, response = (tensor.to(torch.float64) for tensor in self._probe)
+        vector, product, response = (one.to(torch.float64) for one in self._state.first)
         return vector, product, response
 
     def _check(self, off: float, size: float, what: str) -> None:
@@ -255,17 +281,18 @@ class Exact(Eigensolver):
     # -- what is known ---------------------------------------------------------------------------
 
     def _solved(self) -> _Solution | None:
-        if self._solution is None and self._kind is not None and self._count == len(self._gathered):
+        if self._solution is None and self._state.is_whole:
             self._solution = self._solve()  # after a load: the state is the matrix alone
         return self._solution
 
     def _progress(self) -> Progress:
         """Return the pairs once the matrix is whole; before, how much of it is gathered."""
+        state = self._state
         solution, nothing = self._solved(), torch.zeros(0, dtype=torch.float64)
         wanted = torch.tensor(self.settings.wanted)
         phase = "starting"
-        if self._kind is not None:
-            phase = f"gathering {self._kind}, {self._count} of {len(self._gathered)}"
+        if state.kind is not None:
+            phase = f"gathering {state.kind}, {state.count} of {len(state.gathered)}"
         return Progress(
             eigenvalues=nothing if solution is None else solution.values,
             residuals=nothing if solution is None else solution.residuals,
@@ -307,16 +334,17 @@ class Exact(Eigensolver):
     def _rank_bound(self) -> int:
         """min(m, n), as far as it is known."""
         bound = min(self.settings.n, self.settings.rank_bound or self.settings.n)
-        if self._kind in ("columns", "rows"):
-            bound = min(bound, *self._gathered.shape)
+        if self._state.kind in ("columns", "rows"):
+            bound = min(bound, *self._state.gathered.shape)
         return bound
 
     def _notes(self, solution: _Solution, found: int) -> tuple[str, ...]:
+        state = self._state
         notes = []
-        if self._kind is not None:
+        if state.kind is not None:
             what = {"columns": "columns of J", "rows": "rows of J", "fisher": "columns of F"}
             notes.append(
-                f"gathered {self._count} of {len(self._gathered)} {what[self._kind]}, each counted "
+                f"gathered {state.count} of {len(state.gathered)} {what[state.kind]}, each counted "
                 "as one product"
             )
         bound = self._rank_bound()
@@ -337,29 +365,26 @@ class Exact(Eigensolver):
             self._judge(solution)
 
     def _export_state(self) -> dict[str, Any]:
-        return {
-            "kind": self._kind,
-            "shape": list(self._gathered.shape),
-            "gathered": self._gathered[: self._count].clone(),
-            "probe": None if self._probe is None else [tensor.clone() for tensor in self._probe],
-        }
+        told = self._state.gathered[: self._state.count]
+        return replace(self._state, gathered=told).export()
 
     def _import_state(self, state: Mapping[str, Any]) -> None:
-        kind, (length, other) = state["kind"], state["shape"]
+        kind = state["kind"]
         if kind is not None and self.side not in ("auto", kind):
             raise CheckpointError(
                 f"state: expected side {self.side!r}, got one that gathered {kind!r}; resume with "
                 "the settings of the saved run"
             )
-        gathered = self._own(state["gathered"])
-        self._kind = kind
-        self._count = len(gathered) if kind is not None else 0
-        self._gathered = torch.zeros(length, other, dtype=self.dtype, device=self.device)
-        self._gathered[: self._count] = gathered
-        probe = state["probe"]
-        if probe is not None:
-            vector, product, response = (self._own(tensor) for tensor in probe)
-            self._probe = (vector, product, response)
-        else:
-            self._probe = None
+        told = dict(state)
+        if "probe" in told:  # as it was called before
+            told |= {"first": told["probe"], "count": len(told["gathered"]) if kind else 0}
+        own = ExactState()
+        own.restore(told, self._matrix((0, 0)))
+        length, other = own.shape
+        whole = self._matrix((length, other))
+        whole[: own.count] = own.gathered
+        self._state = replace(own, shape=(length, other), gathered=whole)
         self._solution = None
+
+    def _matrix(self, shape: tuple[int, int]) -> Tensor:
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
