@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eigenexp.operators.routes import Route
+from eigenexp.operators.route import Route
 
 __all__ = ["Blocks"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from eigenexp.errors import summary
 
 if TYPE_CHECKING:
-    from eigenexp.operators.routes import Route
+    from eigenexp.operators.route import Route
 
 __all__ = ["compile_route"]
 

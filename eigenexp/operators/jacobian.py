@@ -78,7 +78,7 @@ class JacobianOperator(Jacobian):
         Upper bound of the rank of W J.
     dtype, device
         Of the picture, and so of every block and product.
-    num_probe_products
+    num_setup_products
         Products spent on choosing and checking the route; not among ``num_jvp`` and ``num_vjp``.
 
     Raises
@@ -164,7 +164,7 @@ class JacobianOperator(Jacobian):
         self._eps = eps
         self._measured_eps: list[float] | None = None
         self._blocks = Blocks(self._route, self.image, self._output, chunk_size)
-        self.num_probe_products = spent + self._blocks.num_products
+        self.num_setup_products = spent + self._blocks.num_products
 
     @property
     def route(self) -> str:

@@ -29,14 +29,14 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
 from eigenexp.errors import ModelError, summary
-from eigenexp.operators.precision import CoarseStep, find_coarse_step
+from eigenexp.operators.precision import CoarseStep
 from eigenexp.operators.probing import (
     Linearization,
     Model,
@@ -46,64 +46,14 @@ from eigenexp.operators.probing import (
     undisturbed,
 )
 from eigenexp.operators.recomputing import recomputing
+from eigenexp.operators.route import Product, Route, RouteError
+from eigenexp.operators.route_checks import RouteCheck, comparison_slack, draw_pair
 from eigenexp.operators.tape import record
 
 __all__ = ["AUTOMATIC", "ROUTES", "Route", "choose_route", "comparison_slack"]
 
-Product = Callable[[Tensor], Tensor]
-
-# Departure from linear, in units of the picture's eps, from which a lower precision is looked for.
-# Within one precision 100 and more were not met; from float64 to float32 it is 1e8, from float32
-# to bfloat16 or float16 1e4.
-COARSE = 500
-
 # The dense Jacobian of the last resort takes at most this many bytes.
 ROWS_LIMIT = 2**30
-
-
-@dataclass(frozen=True)
-class Route:
-    """One way to compute products, linearised at a picture.
-
-    Attributes
-    ----------
-    name
-        A key of ``ROUTES``.
-    push, pull
-        J·v ``(m,)`` for v in the picture's shape, and Jᵀ·u in the picture's shape for u ``(m,)``.
-    response
-        ``(m,)``.
-    running
-        The context products are computed in.
-    width
-        Largest number of values in an intermediate result, where a column batch may be tried;
-        0 where columns must go one by one.
-    costs
-        Relative cost of one ``push`` and one ``pull``.
-    num_products
-        Products spent on making it.
-    taped
-        Whether the products are tapes: pure functions that never see the model.
-    repeatable
-        Whether the same product, computed twice, was the same bit for bit.
-    coarse
-        The model's own step in a lower precision than the picture's that its products show.
-    references
-        ``push`` and ``pull`` by autograd, for a tape to be checked against.
-    """
-
-    name: str
-    push: Product
-    pull: Product
-    response: Tensor
-    running: Callable[[], AbstractContextManager[object]]
-    width: int = 0
-    costs: tuple[float, float] = (1.0, 1.0)
-    num_products: int = 0
-    taped: bool = False
-    repeatable: bool = True
-    coarse: CoarseStep | None = None
-    references: tuple[Product | None, Product | None] = field(default=(None, None), repr=False)
 
 
 def choose_route(
@@ -131,18 +81,18 @@ def choose_route(
     with undisturbed(model, image.device):
         with keeping:
             lin = linearize(model, image, check=check)
-        probe = _Probe(lin, model, allow_zero=allow_zero, eps=eps)
+        checks = RouteCheck(lin, model, allow_zero=allow_zero, eps=eps)
         for candidate in [name] if name != "auto" else AUTOMATIC:
             try:
                 route = ROUTES[candidate](model, lin)
                 spent += route.num_products
                 if check:
-                    repeatable = probe.check(route)
+                    repeatable = checks.check(route)
                     spent += 6 + sum(reference is not None for reference in route.references)
                 else:
-                    repeatable = probe.run(route)
+                    repeatable = checks.run(route)
                     spent += 2
-            except _RouteError as error:
+            except RouteError as error:
                 failures[candidate] = str(error)
             except (torch.OutOfMemoryError, ModelError):
                 raise
@@ -151,9 +101,9 @@ def choose_route(
             else:
                 if not repeatable:
                     warnings.warn(_UNREPEATABLE, stacklevel=4)
-                if probe.coarse is not None:
-                    warnings.warn(_coarse_message(probe.coarse, image.dtype), stacklevel=4)
-                route = replace(route, repeatable=repeatable, coarse=probe.coarse)
+                if checks.coarse is not None:
+                    warnings.warn(_coarse_message(checks.coarse, image.dtype), stacklevel=4)
+                route = replace(route, repeatable=repeatable, coarse=checks.coarse)
                 # The references hold the autograd graphs, which a tape no longer needs.
                 return replace(route, references=(None, None)), spent
     reasons = dict.fromkeys(failures.values())
@@ -176,133 +126,6 @@ def _coarse_message(coarse: CoarseStep, dtype: torch.dtype) -> str:
         f"to {coarse.eps:.0e}, below which no residual says anything: keep one precision through "
         "the model where that is not enough"
     )
-
-
-def comparison_slack(like: Tensor, eps: float | None = None) -> float:
-    """Return the relative difference that rounding alone may make between two ways to a product.
-
-    ``eps`` is the model's own rounding where coarser: its errors add up like a random walk.
-    """
-    own = 2e3 * torch.finfo(like.dtype).eps
-    # Accelerators multiply float32 in reduced precision where the user allows it.
-    own = own if like.device.type == "cpu" else max(own, 1e-3)
-    return own if eps is None else max(own, 32 * eps)
-
-
-class _RouteError(ModelError):
-    """A route that this model does not allow."""
-
-
-def _draw(lin: Linearization, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a random vector and a random cotangent, equal on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [
-        torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-        for like in (lin.image.detach(), lin.response)
-    ]
-    return drawn[0], drawn[1]
-
-
-class _Probe:
-    """Random vectors of its own generator, and what the products of a route must satisfy."""
-
-    def __init__(
-        self,
-        lin: Linearization,
-        model: Model,
-        *,
-        allow_zero: bool = False,
-        eps: float | None = None,
-    ) -> None:
-        self.allow_zero = allow_zero
-        self.vector, self.cotangent = _draw(lin, seed=0)
-        self.slack = comparison_slack(lin.response, eps)
-        self.coarse: CoarseStep | None = None
-        self._lin, self._model = lin, model
-        # Accelerators round float32 as they are allowed to: JacobianOperator measures it there.
-        self._looks = eps is None and (
-            lin.image.device.type == "cpu" or lin.image.dtype == torch.float64
-        )
-        self._found: CoarseStep | None = None
-        self._looked = False
-
-    def run(self, route: Route) -> bool:
-        """Raise if a product cannot be computed at all; nothing is known of repetition."""
-        with route.running():
-            route.push(self.vector)
-            route.pull(self.cotangent)
-        return True
-
-    def check(self, route: Route) -> bool:
-        """Raise unless the products repeat up to rounding, are finite, adjoint and not all zero.
-
-        Returns
-        -------
-        bool
-            Whether they repeat bit for bit.
-        """
-        v, u = self.vector, self.cotangent
-        with route.running():
-            forward, adjoint = route.push(v), route.pull(u)
-            again = route.push(v), route.pull(u)
-        products = {"J·v": forward.detach(), "Jᵀ·u": adjoint.detach()}
-        for name, product in products.items():
-            if not bool(torch.isfinite(product).all()):
-                raise _RouteError(f"{name} holds NaN or inf; look for sqrt(0), 0/0 or abs(0) in it")
-        if not self.allow_zero and not bool(forward.any()) and not bool(adjoint.any()):
-            raise ModelError(
-                "model: expected a response that changes with the picture, got a zero Jacobian; "
-                "look for rounding, thresholds or saturated units at this picture"
-            )
-        self._look_for_coarse_steps(route, forward.detach(), adjoint.detach())
-        for first, second, name in zip(products.values(), again, products, strict=True):
-            self._compare(first, second.detach(), f"{name} computed twice")
-        for product, reference, argument, name in zip(
-            products.values(), route.references, (v, u), products, strict=True
-        ):
-            if reference is not None:
-                expected = reference(argument).detach()
-                self._compare(product, expected, f"{name} from tape and autograd")
-        left = torch.dot(forward.detach().double(), u.double())
-        right = torch.dot(v.double().flatten(), adjoint.detach().double().flatten())
-        scale = forward.norm().double() * u.norm().double() + v.norm() * adjoint.norm()
-        if not bool((left - right).abs() <= self.slack * scale):
-            raise _RouteError(
-                f"J and Jᵀ are not adjoint: <Jv, u> = {float(left):.6g}, <v, Jᵀu> = "
-                f"{float(right):.6g}; a custom backward may be wrong, or float64 needed"
-            )
-        return all(torch.equal(a, b) for a, b in zip(products.values(), again, strict=True))
-
-    def _look_for_coarse_steps(self, route: Route, forward: Tensor, adjoint: Tensor) -> None:
-        """Allow for the model's own rounding where its products show that it is coarse.
-
-        They do by how far they are from linear: J(3v) − 3 Jv is rounding. A product that is wrong
-        otherwise is not let pass for that: its defect is not of the size of a precision met in the
-        forward pass.
-        """
-        if not self._looks:
-            return
-        with route.running():
-            tripled = route.push(3 * self.vector).detach(), route.pull(3 * self.cotangent).detach()
-        defect = max(
-            float((three - 3 * one).norm() / (1e-300 + three.norm() + 3 * one.norm()))
-            for three, one in zip(tripled, (forward, adjoint), strict=True)
-        )
-        if defect <= COARSE * torch.finfo(forward.dtype).eps:
-            return
-        if not self._looked:
-            self._looked = True
-            image = self._lin.image.detach()
-            with undisturbed(self._model, image.device):
-                found = find_coarse_step(lambda: respond(self._model, image), image)
-            self._found = found
-        if self._found is not None and defect <= 16 * self._found.eps:
-            self.coarse = self._found
-            self.slack = comparison_slack(self._lin.response, self._found.eps)
-
-    def _compare(self, first: Tensor, second: Tensor, what: str) -> None:
-        if not bool((first - second).norm() <= self.slack * first.norm()):
-            raise _RouteError(f"{what} differs")
 
 
 # -- the routes ------------------------------------------------------------------------------------
@@ -340,7 +163,7 @@ def _double_backward(lin: Linearization) -> Product:
     def push(vector: Tensor) -> Tensor:
         product = gradient(adjoint, dummy, vector)
         if product is None:
-            raise _RouteError("the backward pass is not differentiable")
+            raise RouteError("the backward pass is not differentiable")
         return product
 
     return push
@@ -355,7 +178,7 @@ def _dual_numbers(model: Model, lin: Linearization) -> Product:
             try:
                 response = respond(model, dual)
             except ModelError as error:
-                raise _RouteError(summary(error.__cause__ or error)) from error
+                raise RouteError(summary(error.__cause__ or error)) from error
             _, tangent = fwad.unpack_dual(response)  # type: ignore[no-untyped-call]
         return torch.zeros_like(lin.response) if tangent is None else tangent
 
@@ -364,7 +187,7 @@ def _dual_numbers(model: Model, lin: Linearization) -> Product:
 
 def _taped(name: str, lin: Linearization, push: Product) -> Route:
     # Any vector will do, except those of the check that follows.
-    vector, cotangent = _draw(lin, seed=1)
+    vector, cotangent = draw_pair(lin, seed=1)
     forward = record(push, vector)
     adjoint = record(lin.pull, cotangent)
     device = lin.response.device
@@ -428,7 +251,7 @@ def _rows(model: Model, lin: Linearization) -> Route:
     m, shape = lin.response.numel(), lin.image.shape
     size = m * lin.image.numel() * lin.response.element_size()
     if size > ROWS_LIMIT:
-        raise _RouteError(f"a dense Jacobian would take {size / 2**30:.1f} GiB")
+        raise RouteError(f"a dense Jacobian would take {size / 2**30:.1f} GiB")
     jacobian = torch.empty(m, lin.image.numel(), dtype=lin.response.dtype, device=lin.image.device)
     for i in range(m):
         row = torch.zeros_like(lin.response)

@@ -8,7 +8,8 @@ import torch
 from eigenexp.errors import InputError
 from eigenexp.operators import DenseOperator, FisherOperator, JacobianOperator, memory
 from eigenexp.operators import blocks as blocks_module
-from eigenexp.operators.routes import AUTOMATIC, Route
+from eigenexp.operators.route import Route
+from eigenexp.operators.routes import AUTOMATIC
 from tests.operators.zoo import Lambda, build, dense_jacobian
 
 NAMES = ["conv net", "attention", "fft", "in place", "numpy backward", "branching backward"]
@@ -149,7 +150,7 @@ def test_columns_are_counted_and_padding_is_not():
     operator = FisherOperator(*build("conv net"))
     jacobian = operator.jacobian
     assert operator.num_products == jacobian.num_jvp == jacobian.num_vjp == 0
-    assert jacobian.num_probe_products > 0
+    assert jacobian.num_setup_products > 0
     v = randn(operator.shape[0], 5)
     v[:, 1] = 0
     v[:, 4] = 0
@@ -163,11 +164,11 @@ def test_columns_are_counted_and_padding_is_not():
     jacobian.rmatmat(randn(jacobian.shape[0], 2))
     jacobian.T @ randn(jacobian.shape[0])
     assert (operator.num_products, jacobian.num_jvp, jacobian.num_vjp) == (4, 7, 7)
-    probes = jacobian.num_probe_products
+    setup = jacobian.num_setup_products
     jacobian.to_dense()
     counts = jacobian.num_jvp - 7 + jacobian.num_vjp - 7
     assert counts == min(jacobian.shape)
-    assert jacobian.num_probe_products == probes
+    assert jacobian.num_setup_products == setup
 
 
 @pytest.mark.parametrize("route", AUTOMATIC)
