@@ -45,7 +45,10 @@ def write_directly(logger: Logger) -> EventFile | None:
 
 
 def send_point(logger: Logger, metrics: Mapping[str, float], step: int) -> None:
-    """Hand one point of every metric to ``logger``; to a TensorBoard file as one event."""
+    """Hand one point of every metric to ``logger``; to a TensorBoard file as one event.
+
+    A logger made with a prefix puts it before each name itself, and tells it by no public name.
+    """
     writer = None if getattr(logger, "_prefix", "") else _file_writer(logger)
     if writer is None:
         logger.log_metrics(dict(metrics), step=step)

@@ -23,7 +23,7 @@ from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import Gaussian
 from eigenexp.operators.precision import InPrecision
-from eigenexp.operators.probing import Model, copy_image, respond, undisturbed
+from eigenexp.operators.probing import Model, as_written, copy_image, respond, undisturbed
 from eigenexp.operators.protocol import Problem, Request
 from eigenexp.operators.responses import flatten_rows
 from eigenexp.operators.routes import comparison_slack
@@ -258,7 +258,7 @@ class _Rows(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = getattr(model, "_orig_mod", model)
+        self.model = as_written(model)
         # Whose state must be put back after a forward pass; as of a bound method.
         self.owner = getattr(self.model, "__self__", None)
         self.training = bool(getattr(self.model, "training", False))

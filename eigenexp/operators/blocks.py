@@ -124,7 +124,10 @@ def _batches(route: Route, product: Callable[[Tensor], Tensor], vector: Tensor) 
 
 @contextlib.contextmanager
 def _no_slow_batches() -> Iterator[None]:
-    """Let operations that can only be batched by a slow loop raise instead of warn."""
+    """Let operations that can only be batched by a slow loop raise instead of warn.
+
+    torch has no public switch for it.
+    """
     functorch: Any = torch._C._functorch
     enabled = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)

@@ -17,7 +17,7 @@ from eigenexp.operators.memory import check_fits
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import Gaussian
 from eigenexp.operators.precision import InPrecision, linearity_defect, scaled
-from eigenexp.operators.probing import Model, copy_image
+from eigenexp.operators.probing import Model, as_written, copy_image
 from eigenexp.operators.routes import ROUTES, choose_route, comparison_slack
 
 __all__ = ["JacobianOperator"]
@@ -131,8 +131,7 @@ class JacobianOperator(Jacobian):
         self.dtype = self.image.dtype
         self.device = self.image.device
         self.image_shape = tuple(self.image.shape[1:]) or (self.image.numel(),)
-        # A compiled module has no second derivative; the module it was made from does.
-        model = getattr(model, "_orig_mod", model)
+        model = as_written(model)
         eps = None
         if model_dtype is not None:
             model, eps = InPrecision(model, model_dtype), torch.finfo(model_dtype).eps

@@ -20,6 +20,7 @@ from eigenexp.operators.responses import flatten_response
 __all__ = [
     "Linearization",
     "Model",
+    "as_written",
     "check_callable",
     "check_image",
     "copy_image",
@@ -125,6 +126,15 @@ def uncompiled() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def as_written(model: Any) -> Any:
+    """Return the module that ``torch.compile`` made ``model`` of, or ``model``.
+
+    A compiled module has no second derivative; the module it was made from does. torch names it by
+    a private attribute alone.
+    """
+    return getattr(model, "_orig_mod", model)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eigenexp.operators.folding import fold
@@ -143,7 +143,11 @@ def _shortened(
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Note every operation that reads the vector, directly or not; run all of them as usual."""
+    """Note every operation that reads the vector, directly or not; run all of them as usual.
+
+    torch documents dispatch modes without a public name for their class, and what an operation
+    writes is told by its ``_schema`` alone.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -172,7 +176,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = _tensors_in((args, kwargs))
         targets = _targets(func, args, kwargs) if func._schema.is_mutable else []
         if func is aten.ones_like.default:
             return func(*args, **kwargs)  # the vector's shape, none of its values
@@ -185,7 +189,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in _READS:
             raise TapeError(f"{func} makes a Python value of the vector's values")
         free = {id(target): self._open(target) for target in targets}
-        node_args, node_kwargs = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
+        node_args, node_kwargs = map_aggregate(
+            (args, kwargs), lambda x: self._node(x) if isinstance(x, Tensor) else x
+        )
         pure = _pure_twin(func) if len(targets) == 1 and all(free.values()) else None
         result = func(*args, **kwargs)
         if pure is not None:
@@ -266,6 +272,18 @@ def _described(node: fx.Node, value: Tensor) -> fx.Node:
     return node
 
 
+def _tensors_in(values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            found.append(value)
+        return value
+
+    map_aggregate(values, note)
+    return found
+
+
 def _targets(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensors an operation writes in place."""
     values = [
@@ -273,18 +291,19 @@ def _targets(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
         for i, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor)]
+    return _tensors_in(values)
 
 
 def _pure_twin(func: Any) -> Any:
     """Return the operation that computes what ``func`` writes into its first argument, if any."""
-    name = func._schema.name.split("::")[1]
+    name, _, overload = func.name().partition("::")[2].partition(".")
     if not name.endswith("_") or name in _NO_TWIN or func.namespace != "aten":
         return None
-    return getattr(getattr(aten, name[:-1], None), func._overloadname, None)
+    return getattr(getattr(aten, name[:-1], None), overload or "default", None)
 
 
 def _storage(tensor: Tensor) -> int:
+    # Not its public data_ptr(), which is 0 for all that are empty.
     return int(tensor.untyped_storage()._cdata)
 
 

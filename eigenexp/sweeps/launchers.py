@@ -174,6 +174,8 @@ class Launch:
     def run(self, task: Callable[[Any], Any], jobs: Sequence[Sequence[str]]) -> None:
         """Launch ``jobs``, each a list of overrides, and wait for them; results are on disk.
 
+        The context that launchers take holds Hydra's callbacks, which have no public name.
+
         Raises
         ------
         Exception

@@ -330,14 +330,8 @@ class Store:
 
     def last_steps(self, run_id: str) -> dict[str, int]:
         """Return the largest step the store has, by metric."""
-        run = self.client.get_run(run_id)
-        latest = getattr(run.data, "_metric_objs", None)
-        if latest is not None:
-            return {metric.key: int(metric.step) for metric in latest}
-        return {
-            key: max(int(point.step) for point in self.client.get_metric_history(run_id, key))
-            for key in run.data.metrics
-        }
+        latest = self.client.get_run(run_id).data.to_proto().metrics
+        return {metric.key: int(metric.step) for metric in latest}
 
     # -- artifacts -------------------------------------------------------------------------------
 
