@@ -120,6 +120,7 @@ class Eigensolver(abc.ABC):
         self._num_verification_products = 0
         self._stop_reason: StopReason | None = None
         self._pending: Tensor | None = None
+        self._latest: Progress | None = None
         # What F is measured in: known from the first product that is not 0.
         self._unit: float | None = None
 
@@ -150,6 +151,7 @@ class Eigensolver(abc.ABC):
             raise RuntimeError(f"ask: the solver is done ({self._stop_reason}); read result()")
         if self._pending is None:
             self._pending = self._ask()
+            self._latest = None
         return self._pending.clone()
 
     def tell(self, products: Tensor, responses: Tensor | None = None) -> None:
@@ -178,6 +180,7 @@ class Eigensolver(abc.ABC):
                 f"tell: expected responses of shape (m, {block.shape[1]}), "
                 f"got {tuple(responses.shape)}"
             )
+        self._latest = None
         self._tell(block, *self._in_units(products, responses))
         self._pending = None
         budget = self.settings.max_products
@@ -261,7 +264,15 @@ class Eigensolver(abc.ABC):
         return self.block_size
 
     def progress(self) -> Progress:
-        """Return Ritz values and residuals of the wanted pairs; costs no product."""
+        """Return Ritz values and residuals of the wanted pairs; costs no product.
+
+        Made once after a ``tell``, for all who read it.
+        """
+        if self._latest is None:
+            self._latest = self._made_progress()
+        return self._latest
+
+    def _made_progress(self) -> Progress:
         progress = self._progress()
         if self.unit == 1.0:
             return progress
@@ -345,6 +356,7 @@ class Eigensolver(abc.ABC):
         free = ("tol", "max_products", "miss_chance", "relative_tol")
         if any(key in saved and saved[key] != own[key] for key in free):
             self._reopen()
+        self._latest = None
 
     def _reopen(self) -> None:
         """Go on after ``tol`` or ``max_products`` changed; subclasses re-test convergence."""

@@ -42,11 +42,9 @@ def monitored_metrics(progress: Progress, n: int) -> dict[str, Tensor]:
 
     ``worst_residual`` (infinite before the first estimate), ``products``, ``eigenvalue/<i>``.
     """
-    metrics = {
-        "worst_residual": torch.tensor(progress.worst),
-        "products": torch.tensor(float(progress.num_products)),
-    }
-    values = progress.eigenvalues.detach().clone().unbind()
-    for index, value in zip(progress.eigenindex.tolist(), values, strict=True):
-        metrics[f"eigenvalue/{pair_name(index, n)}"] = value
+    names = [f"eigenvalue/{pair_name(index, n)}" for index in progress.eigenindex.tolist()]
+    values = [progress.worst, float(progress.num_products), *progress.eigenvalues.tolist()]
+    # One tensor and its entries: this is done at every turn.
+    entries = torch.tensor(values, dtype=torch.float64).unbind()
+    metrics = dict(zip(("worst_residual", "products", *names), entries, strict=True))
     return metrics
