@@ -168,7 +168,7 @@ def traces(kind: str, root: Path, folder: Path) -> bool:
     if kind == "upload":
         folders = root.glob("artifacts/storm/*/artifacts/")
         names = ("checkpoints/last", "checkpoints/best", "images")
-        return any(any((f / name).glob(".incoming-*")) for f in folders for name in names)
+        return any(any((f / name).glob(".*.eigenexp-tmp")) for f in folders for name in names)
     return (root / "mlflow.db-journal").exists()
 
 
@@ -253,7 +253,7 @@ def problems_of(root: Path, folder: Path, run_id: str, truth: Path) -> list[str]
     store = local_store(root)
     for kind in ("last", "best"):
         download_checkpoint(store, run_id, root / "fetched", kind)
-    if any(root.glob("artifacts/**/.incoming-*")):
+    if any(root.glob("artifacts/**/.*.eigenexp-tmp")):
         found.append("half an artifact is left")
     if tensorboard_steps(root) != tensorboard_steps(truth):
         found.append("TensorBoard has other points")

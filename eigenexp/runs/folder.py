@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
+from eigenexp.runs.naming import pick
 from eigenexp.storage.json_files import read_json
 
 __all__ = [
@@ -174,21 +175,7 @@ def find_run(name: str, root: str | Path) -> RunFolder:
             f"{name}: expected a run's folder under <root>/checkpoints or <root>/results, or a "
             "file in it, got a path without run.json; name the run by its id"
         )
-    runs = list_runs(root)
-    if name == "last" and runs:
-        return runs[-1]
-    fitting = [run for run in runs if run.run_id.startswith(name)]
-    exact = [run for run in runs if run.run_id == name]
-    if exact or len(fitting) == 1:
-        return (exact or fitting)[0]
-    if fitting:
-        some = ", ".join(run.run_id for run in fitting[:4])
-        raise RunNotFoundError(f"{name}: expected one run, got {len(fitting)} ({some}); name one")
-    known = ", ".join(run.run_id for run in runs[-3:][::-1]) or "none"
-    raise RunNotFoundError(
-        f"{name}: expected a run id, the start of one, 'last' or a path, got none that exists "
-        f"under {Path(root)}; newest runs: {known}"
-    )
+    return pick(name, {run.run_id: run for run in list_runs(root)}, kind="run", root=root)
 
 
 def find_or_fetch(name: str, root: str | Path, fetch: Callable[[], RunFolder | None]) -> RunFolder:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from eigenexp.storage.plain import plain
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["remove_orphans", "replacing", "write_atomic", "write_json_atomic"]
+__all__ = ["copy_atomic", "remove_orphans", "replacing", "write_atomic", "write_json_atomic"]
 
 _BUFFER = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.\d+-\d+\.eigenexp-tmp\Z")
@@ -39,6 +40,13 @@ def write_atomic(path: str | os.PathLike[str], content: bytes, *, sync: bool = T
     with replacing(target, sync=sync) as file:
         file.write(content)
     return target
+
+
+def copy_atomic(source: Path, target: Path) -> None:
+    """Copy a file so that ``target`` is the old one or the whole new one; folders are made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as out, source.open("rb") as file:
+        shutil.copyfileobj(file, out, _BUFFER)
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> Path:
@@ -101,10 +109,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def remove_orphans(folder: str | os.PathLike[str]) -> list[Path]:
-    """Delete temporary files whose writer is dead; return them. Files being written stay."""
+def remove_orphans(folder: str | os.PathLike[str], *, deep: bool = False) -> list[Path]:
+    """Delete temporary files whose writer is dead; return them. Files being written stay.
+
+    ``deep`` looks into the folders inside, too.
+    """
     removed = []
-    for path in Path(folder).glob(".*.eigenexp-tmp"):
+    for path in list(Path(folder).glob(f"{'**/' if deep else ''}.*.eigenexp-tmp")):
         if not _TEMPORARY.fullmatch(path.name):
             continue
         with contextlib.suppress(OSError):  # somebody writes it, or another cleaner was faster

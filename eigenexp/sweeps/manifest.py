@@ -13,7 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from eigenexp.errors import CheckpointError, RunNotFoundError
+from eigenexp.errors import CheckpointError
+from eigenexp.runs.naming import pick
 from eigenexp.storage.atomic import write_json_atomic
 from eigenexp.storage.json_files import read_json
 
@@ -260,19 +261,8 @@ def find_sweep(name: str, root: str | Path) -> SweepFolder:
     path = Path(name).absolute()
     if (path / "manifest.json").is_file() and path.parent.name == "sweeps":
         return SweepFolder(path.parent.parent, path.name)
-    sweeps = list_sweeps(root)
-    if name == "last" and sweeps:
-        return sweeps[-1]
-    fitting = [found for found in sweeps if found.sweep_id.startswith(name)]
-    exact = [found for found in fitting if found.sweep_id == name]
-    if exact or len(fitting) == 1:
-        return (exact or fitting)[0]
-    some = ", ".join(found.sweep_id for found in (fitting or sweeps)[-3:][::-1]) or "none"
-    wanted = "one sweep" if fitting else "a sweep's id, the start of one, 'last' or its folder"
-    raise RunNotFoundError(
-        f"{name}: expected {wanted}, got {len(fitting) or 'none'} under {Path(root)}; "
-        f"newest: {some}"
-    )
+    known = {found.sweep_id: found for found in list_sweeps(root)}
+    return pick(name, known, kind="sweep", root=root)
 
 
 def _now() -> str:

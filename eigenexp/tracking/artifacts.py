@@ -8,7 +8,8 @@ import warnings
 from pathlib import Path
 
 from eigenexp.errors import CheckpointError, RunNotFoundError, TrackingError
-from eigenexp.tracking.files import copy_atomic, safe_relative
+from eigenexp.storage.atomic import copy_atomic
+from eigenexp.tracking.files import safe_relative
 from eigenexp.tracking.store import Store
 from eigenexp.tracking.texts import one_line
 

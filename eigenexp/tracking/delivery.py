@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from eigenexp.errors import TrackingError
-from eigenexp.tracking.files import write_text_atomic
+from eigenexp.storage.atomic import write_atomic
 from eigenexp.tracking.names import clean_key
 from eigenexp.tracking.params import MAX_PARAM_LENGTH, log_params
 from eigenexp.tracking.records import Record, is_sound
@@ -241,7 +241,8 @@ class Sender(SpoolRun):
         self.state.params.update(fresh)
         if any(len(value) > MAX_PARAM_LENGTH for value in params.values()):
             folder = self.spool.new_file_folder()
-            write_text_atomic(folder / "params.json", json.dumps(params, indent=2))
+            text = json.dumps(params, indent=2)
+            write_atomic(folder / "params.json", text.encode(), sync=False)
             files = [str((folder / "params.json").relative_to(self.spool.folder))]
             self._queue_upload({"k": "a", "files": files, "to": "config", "slot": "config"})
 

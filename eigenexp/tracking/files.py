@@ -1,62 +1,21 @@
-"""Small files written whole, snapshots, and names that stay in their folder. Needs no torch."""
+"""Snapshots of files, and names that stay in their folder. Needs no torch."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from eigenexp.errors import TrackingError
 
 __all__ = [
-    "copy_atomic",
-    "remove_leftovers",
     "safe_relative",
     "snapshot",
     "sync_files",
-    "write_text_atomic",
 ]
 
 _COMPONENT = re.compile(r"[^\x00-\x1f/\\:]{1,200}")
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace ``path``; not synced to disk (what is kept so can be derived again)."""
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
-    try:
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def copy_atomic(source: Path, target: Path) -> None:
-    """Copy a file so that ``target`` is the old one or the whole new one, also after a kill."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=target.parent, prefix=".incoming-", suffix=".tmp")
-    try:
-        with open(fd, "wb") as out, source.open("rb") as file:
-            shutil.copyfileobj(file, out, 1 << 20)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what copies cut off by a kill left under ``folder``; nobody may be copying there."""
-    for path in folder.rglob(".incoming-*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def snapshot(source: Path, folder: Path, name: str) -> Path:

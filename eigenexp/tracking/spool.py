@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eigenexp.errors import TrackingError
-from eigenexp.tracking.files import write_text_atomic
+from eigenexp.storage.atomic import write_atomic
 from eigenexp.tracking.names import sqlite_uri
 from eigenexp.tracking.records import Record, parse_record
 
@@ -134,7 +134,7 @@ class Spool:
         try:
             (folder / "files").mkdir(parents=True)
             text = json.dumps({**meta, "version": 1, "local_id": local_id})
-            write_text_atomic(folder / "meta.json", text)
+            write_atomic(folder / "meta.json", text.encode(), sync=False)
         except OSError as error:
             raise TrackingError(
                 f"{root}: expected a folder that can be written, got {error.strerror or error}; "
@@ -206,7 +206,8 @@ class Spool:
 
     def write_state(self, state: SpoolState) -> None:
         """Keep how far the sender is. Lost in a power cut, it only makes points sent twice."""
-        write_text_atomic(self.folder / "state.json", json.dumps(asdict(state)))
+        text = json.dumps(asdict(state))
+        write_atomic(self.folder / "state.json", text.encode(), sync=False)
 
     # -- writing ---------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from eigenexp.errors import RunNotFoundError, TrackingError
-from eigenexp.tracking.files import remove_leftovers
+from eigenexp.storage.atomic import remove_orphans
 from eigenexp.tracking.lease import Lease
 from eigenexp.tracking.names import check_run_id
 from eigenexp.tracking.spool import Spool, SpoolState
@@ -79,7 +79,7 @@ class SpoolRun:
             self._keep()
         folder = self.store.local_artifacts(state.run_id)
         if folder is not None:
-            remove_leftovers(folder)
+            remove_orphans(folder, deep=True)
         self._connected = True
 
     def _find_run(self, run_id: str) -> Any:

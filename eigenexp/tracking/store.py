@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from eigenexp.errors import RunNotFoundError, TrackingError
+from eigenexp.storage.atomic import copy_atomic
 from eigenexp.tracking.database import (
     artifact_folder,
     build_database,
@@ -19,7 +20,7 @@ from eigenexp.tracking.database import (
     set_aside,
 )
 from eigenexp.tracking.environment import quiet_mlflow
-from eigenexp.tracking.files import copy_atomic, safe_relative
+from eigenexp.tracking.files import safe_relative
 from eigenexp.tracking.names import STATUSES, check_run_id, is_run_id, sqlite_uri
 from eigenexp.tracking.texts import one_line, without_userinfo
 

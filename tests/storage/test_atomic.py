@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from eigenexp.storage.atomic import remove_orphans, replacing, write_json_atomic
+from eigenexp.storage.atomic import copy_atomic, remove_orphans, replacing, write_json_atomic
 
 
 def test_temporary_file_of_a_living_writer_stays(tmp_path):
@@ -19,6 +20,16 @@ def test_temporary_file_of_a_living_writer_stays(tmp_path):
     (tmp_path / ".last.ckpt.tmp").write_bytes(b"somebody else's")
     assert [p.name for p in remove_orphans(tmp_path)] == [".last.ckpt.1-1.eigenexp-tmp"]
     assert (tmp_path / ".last.ckpt.tmp").exists()
+
+
+def test_orphans_are_found_in_folders_inside(tmp_path):
+    deep = tmp_path / "a" / "b"
+    copy_atomic(Path(__file__), deep / "copy.py")
+    assert (deep / "copy.py").read_bytes() == Path(__file__).read_bytes()
+    (deep / ".copy.py.1-1.eigenexp-tmp").write_bytes(b"dead")
+    assert remove_orphans(tmp_path) == []
+    assert [p.name for p in remove_orphans(tmp_path, deep=True)] == [".copy.py.1-1.eigenexp-tmp"]
+    assert [p.name for p in deep.iterdir()] == ["copy.py"]
 
 
 def test_failed_write_leaves_nothing_behind(tmp_path):

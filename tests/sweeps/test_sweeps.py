@@ -91,7 +91,7 @@ def test_jobs_at_once_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-m", "hydra.launcher.x=1"], ["hydra.launcher.x"]),
         (["-m", "root=a,b"], ["root: expected one value"]),
         (["model=ln,lg"], ["model", "--multirun"]),
-        (["--retry-failed", "last"], ["last", "newest: none"]),
+        (["--retry-failed", "last"], ["last", "newest sweeps: none"]),
     ],
 )
 def test_a_mistake_is_one_line_and_starts_nothing(
@@ -320,7 +320,7 @@ def test_sweeps_are_named_by_id_prefix_last_or_folder(tmp_path: Path) -> None:
     assert find_sweep(str(tmp_path / "sweeps" / "20260101-a"), ".").sweep_id == "20260101-a"
     with pytest.raises(RunNotFoundError, match="one sweep, got 2"):
         find_sweep("2026", tmp_path)
-    with pytest.raises(RunNotFoundError, match="newest: 20260102-b"):
+    with pytest.raises(RunNotFoundError, match="newest sweeps: 20260102-b"):
         find_sweep("x", tmp_path)
 
 
