@@ -52,6 +52,7 @@ _MODULES = {
     "models": "eigenexp.models",
     "noise": "eigenexp.operators.noise",
     "operators": "eigenexp.operators",
+    "perturbations": "eigenexp.operators.perturbations",
     "pictures": "eigenexp.pictures",
     "plots": "eigenexp.plots",
     "report": "eigenexp.report",

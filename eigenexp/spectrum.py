@@ -144,6 +144,10 @@ class Spectrum:
         The rule the certificate was made by: ``"frozen"`` (``docs/certificate.md``), ``"exact"``
         for a dense solve, or ``"present"``, the rule of versions before 0.1.0's release, which
         followed the present wanted vectors and could miss pairs; empty where none was made.
+    dimension
+        Of the perturbations considered, the order n of the problem, where these are not all of the
+        picture's. Vectors are then of unit norm in the coordinates that these say, which is the
+        2-norm of the picture for subspaces alone.
     """
 
     eigenvalues: Tensor
@@ -163,6 +167,7 @@ class Spectrum:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     miss_chance: float | None = None
     certificate: str = ""
+    dimension: int | None = None
 
     def __post_init__(self) -> None:
         k = len(self.eigenvalues)
@@ -213,7 +218,7 @@ class Spectrum:
         InputError
             When the pair is not among these.
         """
-        place = index if index >= 0 else self.num_pixels + index
+        place = index if index >= 0 else self.order + index
         found = (self.eigenindex == place).nonzero().flatten().tolist()
         if not found:
             raise InputError(
@@ -243,8 +248,13 @@ class Spectrum:
 
     @property
     def num_pixels(self) -> int:
-        """Number n of picture values, the order of F."""
+        """Number of picture values."""
         return self.eigenvectors[0].numel() if len(self) else 0
+
+    @property
+    def order(self) -> int:
+        """Order n of the problem: the picture values, or the dimension of what is considered."""
+        return self.num_pixels if self.dimension is None else self.dimension
 
     def reshape(self, image_shape: Sequence[int]) -> Self:
         """Return the same spectrum with eigenvectors shaped ``(k, *image_shape)``."""
@@ -257,7 +267,7 @@ class Spectrum:
     @property
     def is_null(self) -> tuple[bool, ...]:
         """Which pairs lie in the known null space of F: their eigenvalues are 0, whatever θ is."""
-        first = self.num_pixels - self.null_space_dimension
+        first = self.order - self.null_space_dimension
         return tuple(index >= first for index in self.eigenindex.tolist())
 
     @property
@@ -267,7 +277,7 @@ class Spectrum:
         ``1.0293(2)``, ``≤ 2e-06``, ``0 (null space)``; see :func:`eigenexp.console.known_digits`.
         Ritz values of the lower half bound theirs from above, also where nothing else is known.
         """
-        lower = (self.eigenindex >= self.num_pixels / 2).tolist()
+        lower = (self.eigenindex >= self.order / 2).tolist()
         values, bounds = self.eigenvalues.tolist(), self.error_bounds.tolist()
         return tuple(
             "0 (null space)" if null else known_digits(value, bound, is_ceiling=is_lower)
@@ -345,6 +355,7 @@ class Spectrum:
                     "metadata": dict(self.metadata),
                     "miss_chance": self.miss_chance,
                     "certificate": self.certificate,
+                    "dimension": self.dimension,
                 }
             )
         }
@@ -397,6 +408,7 @@ class Spectrum:
                 # Files of before have neither: their certificates were made by the old rule.
                 miss_chance=_chance(facts.get("miss_chance")),
                 certificate=str(facts.get("certificate", "present")),
+                dimension=_count(facts.get("dimension")),
             )
         except CheckpointError:
             raise
@@ -429,6 +441,10 @@ def with_canonical_signs(vectors: Tensor) -> Tensor:
     if not bool(wrong.any()):
         return vectors
     return torch.where(wrong, -flat, flat).reshape(vectors.shape)
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _chance(value: Any) -> float | None:

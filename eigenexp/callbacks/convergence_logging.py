@@ -174,7 +174,9 @@ class ConvergenceLogging(L.Callback):
         for end, chosen in (("top", top), ("bottom", ~top)):
             if not bool(chosen.any()):
                 continue
-            vectors = spectrum.eigenvectors[chosen.to(spectrum.eigenvectors.device)].mT
+            vectors = spectrum.eigenvectors[chosen.to(spectrum.eigenvectors.device)].flatten(1).mT
+            if solver.embedding is not None:  # pictures of unit coordinates are not orthonormal
+                vectors = torch.linalg.qr(vectors).Q
             before = self._subspaces.get(end)
             if before is not None and before.shape == vectors.shape:
                 angles[f"subspace_angle/{end}"] = subspace_angle(before.to(vectors), vectors)

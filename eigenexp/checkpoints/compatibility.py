@@ -16,6 +16,7 @@ from typing import Any
 from eigenexp.checkpoints.provenance import SCHEMA_VERSION
 from eigenexp.errors import CheckpointError, one_line
 from eigenexp.operators.noise import Gaussian
+from eigenexp.operators.perturbations import Everything
 from eigenexp.storage.plain import leaves, plain
 
 __all__ = [
@@ -150,7 +151,7 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterab
     )
     yield from _model(_mapping(saved.get("model")), _mapping(current.get("model")))
     yield from _picture(_mapping(saved.get("picture")), _mapping(current.get("picture")))
-    yield from _noise(saved, current)
+    yield from _measured(saved, current)
     yield from _group("config", saved, current, "the present setting is used")
 
 
@@ -224,13 +225,14 @@ def _field(
         yield Difference(f"{prefix}{name}", a, b, severity, advice)
 
 
-def _noise(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterable[Difference]:
-    """Compare noise models; where none is told, F is JᵀJ, as in all versions that told none."""
-    usual = str(Gaussian())
-    before, now = str(saved.get("noise", usual)), str(current.get("noise", usual))
-    if before != now:
-        advice = "another noise is another F: resume with the noise of the saved run, or start anew"
-        yield Difference("noise", before, now, Severity.HARMFUL, advice)
+def _measured(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterable[Difference]:
+    """Compare noise and perturbations; where none are told, F is JᵀJ of every change."""
+    usual = {"noise": str(Gaussian()), "perturbations": str(Everything())}
+    for name, default in usual.items():
+        before, now = str(saved.get(name, default)), str(current.get(name, default))
+        if before != now:
+            advice = f"that is another F: resume with the {name} of the saved run, or start anew"
+            yield Difference(name, before, now, Severity.HARMFUL, advice)
 
 
 def _group(

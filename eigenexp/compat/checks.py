@@ -24,13 +24,13 @@ class LoadWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Owner:
-    """The object a file is loaded into: class, picture, model, added attributes and noise."""
+    """The object a file is loaded into: class, picture, model, added attributes, noise, changes."""
 
     name: str | None
     image: Tensor
     model: Callable[[Tensor], Any]
     extras: Mapping[str, Any]
-    noise: str
+    measured: Mapping[str, str]
 
 
 def check(owner: Owner, content: Content, strict: bool, atol: float, rtol: float) -> None:
@@ -62,11 +62,12 @@ def check(owner: Owner, content: Content, strict: bool, atol: float, rtol: float
                 f"{holder} object has {len(names)} attribute(s) not present in the {other} one: "
                 f"expected the same in both, got also {', '.join(sorted(names))}"
             )
-    if content.noise != owner.noise:
-        fail(
-            f"Saved and initialized object have different noise: expected {content.noise}, as "
-            f"saved, got {owner.noise}"
-        )
+    for choice, present_one in owner.measured.items():
+        if content.measured[choice] != present_one:
+            fail(
+                f"Saved and initialized object have different {choice}: expected "
+                f"{content.measured[choice]}, as saved, got {present_one}"
+            )
     differing = _difference("attribute image", content.state.image, owner.image, atol, rtol)
     if differing:
         fail(differing)

@@ -8,14 +8,14 @@ run that is saved and loaded goes on bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eigenexp.errors import ModelError
 from eigenexp.operators import FisherLike, FisherOperator
-from eigenexp.operators.noise import Noise
 from eigenexp.operators.protocol import Request
 
 __all__ = ["SKETCH", "EarlyProducts", "early_products"]
@@ -52,7 +52,7 @@ def early_products(
     planned: int,
     tape: Callable[[], FisherOperator],
     short: int = SHORT_CALL,
-    noise: Noise | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> FisherLike:
     """Return what a call that plans so many products does them with.
 
@@ -66,8 +66,8 @@ def early_products(
         Returns the operator that is worth recording.
     short
         Products planned up to which none is recorded at a small picture.
-    noise
-        How the response varies.
+    measured
+        ``noise`` and ``perturbations`` of the operator.
     """
     n = image.numel()
     if n > LARGE_PICTURE:
@@ -78,7 +78,7 @@ def early_products(
     elif planned <= short:
         limit = planned
     try:
-        graph = FisherOperator(model, image, route="double-backward", noise=noise)
+        graph = FisherOperator(model, image, route="double-backward", **(measured or {}))
     except (ModelError, torch.OutOfMemoryError):
         return tape()
     return EarlyProducts(graph, tape, limit)

@@ -68,6 +68,8 @@ class Eigendistortion(Synthesis):
     noise
         How the response varies, one of :mod:`eigenexp.noise`. By default independent Gaussian noise
         of standard deviation 1, F = JᵀJ, as plenoptic has it.
+    perturbations
+        Which changes are considered, of :mod:`eigenexp.perturbations`; by default all of them.
 
     Attributes
     ----------
@@ -167,7 +169,7 @@ class Eigendistortion(Synthesis):
         """
         if method not in METHODS:
             raise InputError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-        n = self.image.numel()
+        n = self._order
         if method != "exact" or which is not None:
             check_count("k", k, 1, n)
         check_count("max_iter", max_iter, 1)
@@ -225,12 +227,12 @@ class Eigendistortion(Synthesis):
                 "memory; method='auto' needs none",
                 stacklevel=3,
             )
-        spectrum = exact_spectrum(self.compute_jacobian(), self.image_shape, tol)
+        spectrum = exact_spectrum(self.compute_jacobian(), (n,), tol)
         if which is not None:
             top, bottom = range(k), range(n - k, n)
             wanted = {"top": {*top}, "bottom": {*bottom}, "both": {*top, *bottom}}[which]
             spectrum = _take(spectrum, sorted(wanted))
-        self._keep(spectrum)
+        self._keep(self._pictured(spectrum))
 
     def _synthesize_sketch(
         self, k: int, p: int, q: int, seed: int, tol: float, which: str | None
@@ -239,7 +241,7 @@ class Eigendistortion(Synthesis):
             raise InputError(f"which: expected 'top' for randomized_svd, got {which!r}")
         operator = self._products(sketch_products(k, p, q), SKETCH)
         sketch = randomized_spectrum(operator, k, p, q, seed, tol)
-        self._keep(sketch.spectrum)
+        self._keep(self._pictured(sketch.spectrum))
         worst = float(sketch.spectrum.residuals.max())
         warnings.warn(
             f"randomized SVD is an approximation: estimated spectral error {sketch.error:.3g}, "
@@ -308,18 +310,17 @@ class Eigendistortion(Synthesis):
     def _keep_power(self, rank_bound: int, iteration: OrthogonalIteration, tol: float) -> None:
         ends, indices = _found(iteration)
         if ends:
-            self._keep(
-                assemble(
-                    ends,
-                    indices,
-                    image_shape=self.image_shape,
-                    rank_bound=rank_bound,
-                    scale=iteration.scale,
-                    tol=tol,
-                    num_products=iteration.num_products,
-                    method="power",
-                )
+            spectrum = assemble(
+                ends,
+                indices,
+                image_shape=(iteration.n,),
+                rank_bound=rank_bound,
+                scale=iteration.scale,
+                tol=tol,
+                num_products=iteration.num_products,
+                method="power",
             )
+            self._keep(self._pictured(spectrum))
 
     def _synthesize_solver(
         self,

@@ -20,6 +20,7 @@ from eigenexp.compat.orthogonal_iteration import OrthogonalIteration
 from eigenexp.compat.state import RESULTS, SPECTRUM_TENSORS, Search, State
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, first_line, summary
 from eigenexp.operators.noise import Gaussian
+from eigenexp.operators.perturbations import Everything
 from eigenexp.operators.probing import uncompiled
 from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
@@ -38,7 +39,7 @@ PLENOPTIC_NAMES = (
     "plenoptic.synthesize.eigendistortion.Eigendistortion",
 )
 FACTS = ("scale", "tol", "num_products", "num_verification_products", "null_space_dimension",
-         "method")  # fmt: skip
+         "method", "dimension")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Content:
     path: str
     name: str
     state: State
-    noise: str
+    measured: dict[str, str]
     model_name: str | None
     model_output: Tensor
     extras: dict[str, Any]
@@ -63,7 +64,7 @@ def write(
     *,
     name: str | None,
     model: Callable[[Tensor], Any],
-    noise: str,
+    measured: dict[str, str],
     extras: Mapping[str, Any],
 ) -> None:
     """Write what an ``Eigendistortion`` has found to ``path``, atomically.
@@ -78,8 +79,8 @@ def write(
         Of the object's class, see :func:`object_name`.
     model
         Its name is written, and its response at the picture.
-    noise
-        The noise model, in words.
+    measured
+        Noise and perturbations, in words.
     extras
         Attributes somebody added to the object.
     """
@@ -93,7 +94,7 @@ def write(
             "torch_version": str(torch.__version__),
             "synthesis_object": name,
             "eigenexp_version": _own(),
-            "noise": noise,
+            **measured,
             "spectrum": None if state.spectrum is None else _pack(state.spectrum),
             "solver": _search_content(state.search),
         },
@@ -237,18 +238,22 @@ def _parse(path: str, raw: dict[str, Any]) -> Content:
     model_name, _, output = raw["_model"]
     if not isinstance(output, Tensor) or not isinstance(model_name, str | None):
         raise _foreign(path, "no name and response of the model")
+    considered = str(metadata.get("perturbations", Everything())) != str(Everything())
     state = State(image.detach(), **_results(path, raw, image), loaded=True)
     state = replace(
         state,
         spectrum=_unpack(metadata.get("spectrum"), state.image_shape),
-        search=_search(metadata.get("solver"), image),
+        search=_search(metadata.get("solver"), None if considered else image.numel()),
     )
     return Content(
         path=path,
         name=name,
         state=state,
-        # Files of before, and plenoptic's, are of F = JᵀJ.
-        noise=str(metadata.get("noise", Gaussian())),
+        # Files of before, and plenoptic's, are of F = JᵀJ and every change.
+        measured={
+            "noise": str(metadata.get("noise", Gaussian())),
+            "perturbations": str(metadata.get("perturbations", Everything())),
+        },
         model_name=model_name,
         model_output=output.detach(),
         extras={k: v for k, v in raw.items() if k not in KEYS and k != METADATA},
@@ -301,10 +306,12 @@ def _unpack(packed: Any, shape: tuple[int, ...]) -> Spectrum | None:
         status=tuple(PairStatus(s) for s in packed["status"]),
         stop_reason=StopReason(packed["stop_reason"]),
         notes=tuple(str(note) for note in packed["notes"]),
+        dimension=None if packed.get("dimension") is None else int(packed["dimension"]),
     )
 
 
-def _search(packed: Any, image: Tensor) -> Search | None:
+def _search(packed: Any, length: int | None) -> Search | None:
+    """Return where the last call stood; vectors of ``length``, of any where that is None."""
     if packed is None:
         return None
     kind, state = tuple(packed["kind"]), dict(packed["state"])
@@ -312,7 +319,7 @@ def _search(packed: Any, image: Tensor) -> Search | None:
         return Search(kind, state)
     iteration = OrthogonalIteration.from_state(state)
     for end in (iteration.top, iteration.bottom):
-        if end is not None and len(end.block) != image.numel():
+        if end is not None and length not in (None, len(end.block)):
             raise ValueError("a solver state of another size")
     return Search(kind, iteration)
 

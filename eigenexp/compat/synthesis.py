@@ -21,6 +21,7 @@ from eigenexp.compat.validation import check_model, validate_image
 from eigenexp.errors import InputError, InputTypeError, ModelError
 from eigenexp.operators import FisherLike, FisherOperator
 from eigenexp.operators.noise import Gaussian, Noise
+from eigenexp.operators.perturbations import Everything, Perturbations
 from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import Spectrum, StopReason
 
@@ -36,8 +37,18 @@ class Synthesis:
     """
 
     def __init__(
-        self, image: Tensor, model: Callable[[Tensor], Any], *, noise: Noise | None = None
+        self,
+        image: Tensor,
+        model: Callable[[Tensor], Any],
+        *,
+        noise: Noise | None = None,
+        perturbations: Perturbations | None = None,
     ) -> None:
+        if perturbations is not None and not isinstance(perturbations, Perturbations):
+            raise InputTypeError(
+                "perturbations: expected one of eigenexp.perturbations, got "
+                f"{type(perturbations).__name__}"
+            )
         if noise is not None and not isinstance(noise, Noise):
             raise InputTypeError(
                 f"noise: expected one of eigenexp.noise, got {type(noise).__name__}"
@@ -46,6 +57,7 @@ class Synthesis:
         self._num_responses = check_model(model, image)
         self._model = model
         self._noise = Gaussian() if noise is None else noise
+        self._perturbations = Everything() if perturbations is None else perturbations
         self._state = State(image.detach().clone(memory_format=torch.contiguous_format))
         self._operator: FisherOperator | None = None
         self._graph: tuple[Tensor, Tensor] | None = None
@@ -66,6 +78,11 @@ class Synthesis:
     def noise(self) -> Noise:
         """How the response varies; F = JᵀJ for Gaussian noise of standard deviation 1."""
         return self._noise
+
+    @property
+    def perturbations(self) -> Perturbations:
+        """Which changes are considered."""
+        return self._perturbations
 
     @property
     def jacobian(self) -> Tensor | None:
@@ -103,7 +120,9 @@ class Synthesis:
     def operator(self) -> FisherOperator:
         """F at the picture; linearised when first needed."""
         if self._operator is None:
-            self._operator = _linearise(self._model, self.image, self._num_responses, self._noise)
+            self._operator = _linearise(
+                self._model, self.image, self._num_responses, self._measured
+            )
         return self._operator
 
     def _products(self, planned: int, short: int = SHORT_CALL) -> FisherLike:
@@ -111,8 +130,17 @@ class Synthesis:
         if self._num_responses <= FEW_RESPONSES:
             return self.operator
         return early_products(
-            self._model, self.image, planned, lambda: self.operator, short, self._noise
+            self._model, self.image, planned, lambda: self.operator, short, self._measured
         )
+
+    @property
+    def _measured(self) -> dict[str, Any]:
+        """What F is of, beside model and picture, as operators take it."""
+        return {"noise": self._noise, "perturbations": self._perturbations}
+
+    @property
+    def _told(self) -> dict[str, str]:
+        return {name: str(value) for name, value in self._measured.items()}
 
     @property
     def _image_flat(self) -> Tensor:
@@ -149,12 +177,31 @@ class Synthesis:
         """Set the attributes of the class from a spectrum."""
         self._state = self._state.with_pairs(spectrum)
 
+    def _pictured(self, spectrum: Spectrum) -> Spectrum:
+        """Return a spectrum whose vectors are the operator's as one of pictures."""
+        coordinates = self.operator.coordinates
+        if coordinates is None:
+            return spectrum.reshape(self.image_shape)
+        columns = spectrum.eigenvectors.flatten(1).mT
+        pictures = coordinates.pictures(columns).reshape(len(spectrum), *self.image_shape)
+        return replace(spectrum, eigenvectors=pictures, dimension=coordinates.size)
+
+    @property
+    def _order(self) -> int:
+        """Dimension of what is considered."""
+        if isinstance(self._perturbations, Everything):
+            return self.image.numel()
+        return self.operator.shape[0]
+
     def _certify(self) -> Spectrum:
         """Measure the residuals of the pairs held: one product a pair."""
         vectors, values, index = self.eigendistortions, self.eigenvalues, self.eigenindex
         if vectors is None or values is None or index is None:
             raise InputError("spectrum: expected pairs to measure, got none; call synthesize()")
         columns = vectors.reshape(len(vectors), -1).T.contiguous()
+        coordinates = self.operator.coordinates
+        if coordinates is not None:
+            columns = coordinates.coordinates(columns)
         images, _ = self.operator.apply(columns)
         residuals = torch.linalg.vector_norm(images - columns * values, dim=0)
         scale = float(values.max())
@@ -171,6 +218,7 @@ class Synthesis:
             tol=1e-3,
             num_products=len(vectors),
             method="loaded",
+            dimension=None if coordinates is None else coordinates.size,
         )
 
     # -- devices and files ---------------------------------------------------------------------
@@ -227,7 +275,7 @@ class Synthesis:
             self._state,
             name=synthesis_files.object_name(self),
             model=self._model,
-            noise=str(self._noise),
+            measured=self._told,
             extras=self._added_attributes(),
         )
 
@@ -272,8 +320,8 @@ class Synthesis:
             )
         content = synthesis_files.read(file_path, map_location, pickle_load_args)
         extras = self._added_attributes()
-        name, noise = synthesis_files.object_name(self), str(self._noise)
-        owner = Owner(name, self.image, self._model, extras, noise)
+        name = synthesis_files.object_name(self)
+        owner = Owner(name, self.image, self._model, extras, self._told)
         check(owner, content, raise_on_checks, tensor_equality_atol, tensor_equality_rtol)
         self._state = content.state
         self._operator, self._graph = None, None
@@ -282,8 +330,8 @@ class Synthesis:
 
     def _added_attributes(self) -> dict[str, Any]:
         """Return the attributes somebody added to the object."""
-        known = {"_num_responses", "_model", "_noise", "_state", "_operator", "_graph"}
-        known |= {*synthesis_files.KEYS}
+        known = {"_num_responses", "_model", "_noise", "_perturbations", "_state"}
+        known |= {"_operator", "_graph", *synthesis_files.KEYS}
         return {key: value for key, value in vars(self).items() if key not in known}
 
 
@@ -306,14 +354,14 @@ def _parse_to(*args: Any, **kwargs: Any) -> tuple[torch.device | None, torch.dty
 
 
 def _linearise(
-    model: Callable[[Tensor], Any], image: Tensor, num_responses: int, noise: Noise
+    model: Callable[[Tensor], Any], image: Tensor, num_responses: int, measured: dict[str, Any]
 ) -> FisherOperator:
     """Return F; a zero one is an answer here (every eigenvalue is 0), said in a warning."""
     route = "rows" if num_responses <= FEW_RESPONSES else "auto"
     try:
-        return FisherOperator(model, image, route=route, noise=noise)
+        return FisherOperator(model, image, route=route, **measured)
     except ModelError:
-        operator = FisherOperator(model, image, check=False, noise=noise)
+        operator = FisherOperator(model, image, check=False, **measured)
         m, n = operator.jacobian.shape
         probe = torch.Generator().manual_seed(0)
         forward = torch.randn(n, 1, generator=probe, dtype=torch.float64).to(image)

@@ -150,7 +150,8 @@ def solve(
     Returns
     -------
     Spectrum
-        With ``eigenvectors`` of shape ``(k, *image_shape)``; its metadata name the noise.
+        With ``eigenvectors`` of shape ``(k, *image_shape)``; its metadata name the noise and
+        the perturbations.
 
     Raises
     ------
@@ -164,4 +165,4 @@ def solve(
         if callback is not None and callback(solver) is True:
             break
     problem = operator.problem
-    return solver.result().reshape(problem.image_shape).with_metadata({"noise": problem.noise})
+    return solver.result().reshape(problem.picture_shape).with_metadata(problem.told())

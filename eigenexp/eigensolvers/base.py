@@ -26,6 +26,7 @@ from eigenexp.eigensolvers.numerics import rounding_floor, unit_of
 from eigenexp.eigensolvers.progress import Progress
 from eigenexp.eigensolvers.settings import MISS_CHANCE, Settings, Which
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ProductError
+from eigenexp.operators.perturbations import Coordinates
 from eigenexp.operators.protocol import Request
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.storage.plain import plain
@@ -55,6 +56,8 @@ class Eigensolver(abc.ABC):
         ``None``. Need not be orthogonal.
     product_eps
         Relative rounding of the products where it is worse than ``dtype``'s (a bf16 network).
+    embedding
+        B, where vectors are coordinates of changes e = B z of a picture; :meth:`result` returns e.
     strict_verification
         Accepted with a warning: it is ``miss_chance`` now.
     """
@@ -76,6 +79,7 @@ class Eigensolver(abc.ABC):
         device: torch.device | str = "cpu",
         start: Tensor | None = None,
         product_eps: float = 0.0,
+        embedding: Coordinates | None = None,
         miss_chance: float | None = MISS_CHANCE,
         relative_tol: float | None = None,
         strict_verification: bool | None = None,
@@ -113,6 +117,7 @@ class Eigensolver(abc.ABC):
                 raise InputError(f"start: expected shape ({n}, s), got {tuple(start.shape)}")
             start = start.detach().to(dtype=dtype, device=self.device, copy=True)
         self.start = start
+        self.embedding = embedding
         # Why this method was taken, where ``auto`` chose it.
         self.choice: str | None = None
         self._generator = torch.Generator(device="cpu").manual_seed(seed)
@@ -286,12 +291,19 @@ class Eigensolver(abc.ABC):
     def result(self) -> Spectrum:
         """Return the best pairs so far with their certificates; valid at any time.
 
-        Eigenvectors are ``(k, n)``. Pairs that are not proven carry another status than
-        ``converged``.
+        Eigenvectors are ``(k, n)``, or pictures where there is an ``embedding``. Pairs that are not
+        proven carry another status than ``converged``.
         """
         spectrum = self._result()
         if self.choice is not None:
             spectrum = replace(spectrum, notes=(self.choice, *spectrum.notes))
+        if self.embedding is not None:
+            columns = spectrum.eigenvectors.mT.to(self.dtype)
+            pictures = spectrum.eigenvectors.new_zeros(0, *self.embedding.picture_shape)
+            if len(spectrum):
+                pictures = self.embedding.pictures(columns)
+            n = self.settings.n
+            spectrum = replace(spectrum, eigenvectors=pictures, dimension=n)
         return spectrum if self.unit == 1.0 else spectrum.times(self.unit)
 
     # -- state ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from eigenexp.modules.metrics import monitored_metrics
 from eigenexp.modules.solver_module import SolverModule
 from eigenexp.modules.turns import check_trainer, is_double
 from eigenexp.operators.noise import Noise
+from eigenexp.operators.perturbations import Perturbations, coordinates_at
 from eigenexp.operators.probing import copy_image
 from eigenexp.pictures.picture import Picture
 from eigenexp.spectrum import Spectrum
@@ -58,6 +59,8 @@ class EigendistortionModule(SolverModule):
         with methods that ask for blocks. Other than that, processes do the same work twice.
     noise
         How the response varies, one of :mod:`eigenexp.noise`; ``None`` for F = JᵀJ.
+    perturbations
+        Which changes are considered, of :mod:`eigenexp.perturbations`; ``None`` for all.
     operator_options
         More of :class:`~eigenexp.FisherOperator`: ``chunk_size``, ``recompute``, ``compile``,
         ``model_dtype`` (the model is then put in that precision, the solver stays in its own).
@@ -100,6 +103,7 @@ class EigendistortionModule(SolverModule):
         route: str = "auto",
         parallel: str | None = None,
         noise: Noise | None = None,
+        perturbations: Perturbations | None = None,
         operator_options: Mapping[str, Any] | None = None,
         **solver_options: Any,
     ) -> None:
@@ -121,8 +125,12 @@ class EigendistortionModule(SolverModule):
                 "max_products": max_products,
                 **solver_options,
             },
-            {"route": route, **({} if noise is None else {"noise": noise})}
-            | dict(operator_options or {}),
+            {
+                "route": route,
+                **({} if noise is None else {"noise": noise}),
+                **({} if perturbations is None else {"perturbations": perturbations}),
+                **(operator_options or {}),
+            },
         )
         self.picture = image if isinstance(image, Picture) else None
         self._parallel = parallel
@@ -188,7 +196,12 @@ class EigendistortionModule(SolverModule):
         self._check_settings(self._solve_dtype(trainer))
 
     def _check_settings(self, dtype: torch.dtype) -> None:
-        check_settings(tuple(self._image.shape[1:]), dtype, **self._settings)
+        considered = self._operator_options.get("perturbations")
+        shape = tuple(self._image.shape[1:])
+        if considered is not None:
+            coordinates = coordinates_at(considered, self._image.reshape(shape))
+            shape = shape if coordinates is None else coordinates.shape
+        check_settings(shape, dtype, **self._settings)
 
     # -- the loop --------------------------------------------------------------------------------
 

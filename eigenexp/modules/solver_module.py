@@ -151,8 +151,7 @@ class SolverModule(TurnModule):
             dtype=self.solver.dtype,
             device=self.solver.device,
             solver=self._settings,
-            noise=self.operator.problem.noise,
-            **self.run_metadata,
+            **{**self.operator.problem.told(), **self.run_metadata},
         )
 
     def _metadata_like(self, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from eigenexp.eigensolvers import check_settings
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, one_line
 from eigenexp.modules.turns import TurnModule, check_trainer, is_double, operator_settings
 from eigenexp.operators.noise import Noise
+from eigenexp.operators.perturbations import Perturbations
 from eigenexp.operators.probing import check_callable
 from eigenexp.pictures.sources import PictureSource, picture_sources
 from eigenexp.spectrum import Spectrum
@@ -68,6 +69,8 @@ class StudyModule(TurnModule):
         Draw each picture's distortions (about half a second each).
     noise
         How the response varies, one of :mod:`eigenexp.noise`; ``None`` for F = JᵀJ.
+    perturbations
+        Which changes are considered, of :mod:`eigenexp.perturbations`; ``None`` for all.
     operator_options
         ``route``, ``chunk_size``, ``recompute``, ``compile``, ``model_dtype`` of
         :class:`~eigenexp.operators.BatchedFisherOperator`. A study keeps those it began with. With
@@ -108,6 +111,7 @@ class StudyModule(TurnModule):
         image_options: Mapping[str, Any] | None = None,
         figures: bool = False,
         noise: Noise | None = None,
+        perturbations: Perturbations | None = None,
         operator_options: Mapping[str, Any] | None = None,
         **solver_options: Any,
     ) -> None:
@@ -131,7 +135,8 @@ class StudyModule(TurnModule):
         }
         self._batch_size, self._cohort_size = batch_size, cohort
         self._image_options = dict(image_options or {})
-        given = {} if noise is None else {"noise": noise}
+        measured = {"noise": noise, "perturbations": perturbations}
+        given = {name: value for name, value in measured.items() if value is not None}
         self._operator_options = operator_settings(given | dict(operator_options or {}))
         self._checkpoint_seconds = checkpoint_seconds
         self._figures = figures

@@ -22,6 +22,7 @@ from eigenexp.distributed.ranks import leave_at_exit
 from eigenexp.distributed.terminating import SigtermTogether
 from eigenexp.errors import InputError
 from eigenexp.operators.noise import Gaussian, Noise
+from eigenexp.operators.perturbations import Everything, Perturbations
 
 __all__ = [
     "PRECISIONS",
@@ -35,7 +36,8 @@ __all__ = [
 ]
 
 PRECISIONS = ("32-true", "64-true", "32", "64")
-_OPERATOR_OPTIONS = ("route", "chunk_size", "recompute", "compile", "model_dtype", "noise")
+_OPERATOR_OPTIONS = ("route", "chunk_size", "recompute", "compile", "model_dtype", "noise",
+                     "perturbations")  # fmt: skip
 
 
 def operator_settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -57,6 +59,14 @@ def operator_settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
         raise InputError(f"noise: expected one of eigenexp.noise, got {type(noise).__name__}")
     if "noise" in chosen and noise in (None, Gaussian()):  # F = JᵀJ, as where nothing is said
         del chosen["noise"]
+    considered = chosen.get("perturbations")
+    if considered is not None and not isinstance(considered, Perturbations):
+        raise InputError(
+            f"perturbations: expected one of eigenexp.perturbations, got "
+            f"{type(considered).__name__}"
+        )
+    if "perturbations" in chosen and (considered is None or isinstance(considered, Everything)):
+        del chosen["perturbations"]
     return chosen
 
 

@@ -13,6 +13,7 @@ from eigenexp.operators.base import Fisher, Jacobian
 from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import Gaussian
+from eigenexp.operators.perturbations import Coordinates, Everything, Perturbations, coordinates_at
 from eigenexp.operators.probing import Model, copy_image
 
 __all__ = ["AverageFisherOperator"]
@@ -36,7 +37,7 @@ class AverageFisherOperator(Fisher):
     route, check
         As for :class:`FisherOperator`; the check is made at each picture's first use.
     options
-        ``chunk_size``, ``recompute``, ``compile``, ``model_dtype``, ``noise`` of
+        ``chunk_size``, ``recompute``, ``compile``, ``model_dtype``, ``noise``, ``perturbations`` of
         :class:`FisherOperator`.
 
     Attributes
@@ -88,7 +89,21 @@ class AverageFisherOperator(Fisher):
         self._product_eps: float | None = None
         self.image_shape = tuple(first.shape[1:]) or (first.numel(),)
         self.dtype, self.device = first.dtype, first.device
-        self.shape = (first.numel(), first.numel())
+        chosen = options.get("perturbations")
+        if chosen is not None and not isinstance(chosen, Perturbations):
+            raise InputError(
+                f"perturbations: expected one of eigenexp.perturbations, got "
+                f"{type(chosen).__name__}"
+            )
+        self._perturbations = Everything() if chosen is None else chosen
+        if self._perturbations.of_picture:
+            raise InputError(
+                f"perturbations: expected the same at each picture of a mean, got {chosen}, which "
+                "depends on the picture"
+            )
+        self._coordinates = coordinates_at(self._perturbations, first.reshape(self.image_shape))
+        n = first.numel() if self._coordinates is None else self._coordinates.size
+        self.shape = (n, n)
         self.mean_image = torch.stack(self._images).mean(0)
 
     @property
@@ -116,9 +131,10 @@ class AverageFisherOperator(Fisher):
         return _StackedJacobian(self)
 
     @property
-    def start(self) -> Tensor:
+    def start(self) -> Tensor | None:
         """``(n, s)``: the mean picture and the constant image."""
-        return start_vectors(self.mean_image)
+        found = start_vectors(self.mean_image, self._coordinates)
+        return found if found.shape[1] else None
 
     @property
     def product_eps(self) -> float:
@@ -131,6 +147,16 @@ class AverageFisherOperator(Fisher):
     def noise(self) -> Noise:
         """How the response varies at each picture."""
         return self._options.get("noise") or Gaussian()
+
+    @property
+    def perturbations(self) -> Perturbations:
+        """Which changes are considered."""
+        return self._perturbations
+
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """B, from the coordinates of vectors to pictures; None for the identity."""
+        return self._coordinates
 
     @property
     def route(self) -> str:

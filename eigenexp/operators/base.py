@@ -15,6 +15,7 @@ from torch import Tensor
 from eigenexp.errors import InputError, InputTypeError
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import Gaussian
+from eigenexp.operators.perturbations import Coordinates, Everything, Perturbations
 from eigenexp.operators.protocol import Problem, Request
 
 if TYPE_CHECKING:
@@ -253,16 +254,28 @@ class Fisher(_Operator):
         return Gaussian()
 
     @property
+    def perturbations(self) -> Perturbations:
+        """Which changes are considered."""
+        return Everything()
+
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """B, from the coordinates of vectors to pictures; None for the identity."""
+        return None
+
+    @property
     def problem(self) -> Problem:
         """Everything a solver must know beside the products."""
         return Problem(
-            image_shape=self.image_shape,
+            image_shape=self.image_shape if self.coordinates is None else self.coordinates.shape,
             rank_bound=self.rank_bound,
             dtype=self.dtype,
             device=self.device,
             start=self.start,
             product_eps=self.product_eps,
             noise=str(self.noise),
+            perturbations=str(self.perturbations),
+            embedding=self.coordinates,
         )
 
     @property

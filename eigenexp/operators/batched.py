@@ -22,6 +22,7 @@ from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import Gaussian
+from eigenexp.operators.perturbations import Everything, Perturbations, coordinates_at
 from eigenexp.operators.precision import InPrecision
 from eigenexp.operators.probing import Model, as_written, copy_image, respond, undisturbed
 from eigenexp.operators.protocol import Problem, Request
@@ -75,7 +76,7 @@ class BatchedFisherOperator:
     route, check
         As for :class:`FisherOperator`. The check includes that the pictures do not influence each
         other; it costs B + 2 log₂ B forward passes more. Without it only adjointness is checked.
-    chunk_size, recompute, compile, model_dtype, noise
+    chunk_size, recompute, compile, model_dtype, noise, perturbations
         As for :class:`FisherOperator`. In one pass, which takes one column a picture at a time,
         ``chunk_size`` has no effect.
 
@@ -121,6 +122,7 @@ class BatchedFisherOperator:
         compile: bool = False,
         model_dtype: torch.dtype | None = None,
         noise: Noise | None = None,
+        perturbations: Perturbations | None = None,
     ) -> None:
         options: dict[str, Any] = {
             "route": route,
@@ -128,6 +130,7 @@ class BatchedFisherOperator:
             "compile": compile,
             "model_dtype": model_dtype,
             "noise": noise,
+            "perturbations": perturbations,
         }
         copies = [copy_image(image) for image in images]
         if not copies or len({(c.shape, c.dtype, c.device) for c in copies}) != 1:
@@ -135,6 +138,7 @@ class BatchedFisherOperator:
             raise ImageError(f"images: expected pictures of one shape, dtype, device, got {shapes}")
         self.images = copies
         self.noise = Gaussian() if noise is None else noise
+        self.perturbations = Everything() if perturbations is None else perturbations
         self.image_shape = tuple(copies[0].shape[1:])
         self.dtype, self.device = copies[0].dtype, copies[0].device
         self.refusal = ""
@@ -153,7 +157,11 @@ class BatchedFisherOperator:
             close = check or bool(self.refusal)
             options["chunk_size"] = chunk_size
             self._apart = [FisherOperator(model, c, check=close, **options) for c in copies]
-        n = copies[0].numel()
+        self.coordinates = [
+            coordinates_at(self.perturbations, c.reshape(self.image_shape)) for c in copies
+        ]
+        first = self.coordinates[0]
+        n = copies[0].numel() if first is None else first.size
         self.shape = (n, n)
         # Of all pictures at once, the bound is the same share for each.
         self.rank_bound = (
@@ -161,7 +169,7 @@ class BatchedFisherOperator:
             if self._stack is None
             else self._stack.rank_bound // len(copies)
         )
-        self.starts = [start_vectors(image) for image in copies]
+        self.starts = [start_vectors(*both) for both in zip(copies, self.coordinates, strict=True)]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -239,14 +247,17 @@ class _AtPicture:
 
     def __init__(self, batch: BatchedFisherOperator, place: int) -> None:
         self._batch, self._place = batch, place
+        embedding, start = batch.coordinates[place], batch.starts[place]
         self.problem = Problem(
-            image_shape=batch.image_shape,
+            image_shape=batch.image_shape if embedding is None else embedding.shape,
             rank_bound=batch.rank_bound,
             dtype=batch.dtype,
             device=batch.device,
-            start=batch.starts[place],
+            start=start if start.shape[1] else None,
             product_eps=batch.product_eps_at(place),
             noise=str(batch.noise),
+            perturbations=str(batch.perturbations),
+            embedding=embedding,
         )
 
     def apply(self, block: Tensor, request: Request = "fisher") -> tuple[Tensor, Tensor | None]:
@@ -322,7 +333,7 @@ class _Stack(JacobianOperator):
 
     def _check_adjoint(self) -> None:
         """Raise unless ⟨Jᵢv, u⟩ = ⟨v, Jᵢᵀu⟩ and Jᵢ is not zero, at each picture."""
-        v, u = self._draw(self.image, 2), self._draw(self._output, 3)
+        v, u = self._draw(self._input, 2), self._draw(self._output, 3)
         pushed = self._matmat(v.reshape(-1, 1)).reshape(u.shape)
         pulled = self._rmatmat(u.reshape(-1, 1)).reshape(v.shape)
         left, right = (pushed * u).sum(1).double(), (v * pulled).sum(1).double()
@@ -358,7 +369,7 @@ class _Stack(JacobianOperator):
                     alone, together[i], max(10 * slack, 4 * (self._eps or 0))
                 ):
                     raise _influence(i)
-        v = self._draw(self.image, 4)
+        v = self._draw(self._input, 4)
         places = torch.arange(self._count, device=self.device)
         for digit in range(max(1, math.ceil(math.log2(self._count)))):
             for value in (0, 1):

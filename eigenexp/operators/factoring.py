@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.factors import Factor, join
+from eigenexp.operators.perturbations.coordinates import Coordinates
 from eigenexp.operators.routes import Route
 
-__all__ = ["noise_factor", "with_noise"]
+__all__ = ["noise_factor", "with_coordinates", "with_noise"]
 
 
 def noise_factor(noise: Noise, route: Route, image: Tensor, pictures: int) -> Factor | None:
@@ -94,4 +96,31 @@ def with_noise(route: Route, factor: Factor | None, floor: float, pictures: int)
         return product if pixels is None else product + root * pixels.reshape(product.shape)
 
     width = max(route.width, rows) if route.width else 0
+    return replace(route, push=push, pull=pull, width=width)
+
+
+def with_coordinates(route: Route, maps: Sequence[Coordinates], image: Tensor) -> Route:
+    """Return the route of J B, which takes coordinates in place of pictures.
+
+    Parameters
+    ----------
+    route
+        Of J.
+    maps
+        One B a picture held, all of one shape.
+    image
+        What the route's J takes.
+    """
+    inside, outside = maps[0].shape, maps[0].picture_shape
+
+    def push(vector: Tensor) -> Tensor:
+        rows = vector.reshape(len(maps), *inside)
+        pictures = [one.embed(row) for one, row in zip(maps, rows, strict=True)]
+        return route.push(torch.stack(pictures).reshape(image.shape))
+
+    def pull(cotangent: Tensor) -> Tensor:
+        pictures = route.pull(cotangent).reshape(len(maps), *outside)
+        return torch.stack([one.adjoint(x) for one, x in zip(maps, pictures, strict=True)])
+
+    width = max(route.width, image.numel()) if route.width else 0
     return replace(route, push=push, pull=pull, width=width)

@@ -9,13 +9,21 @@ from eigenexp.errors import InputError
 from eigenexp.operators.base import Fisher
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
+from eigenexp.operators.perturbations import Coordinates, Perturbations
 from eigenexp.operators.probing import Model
 
 __all__ = ["FisherOperator", "start_vectors"]
 
 
-def start_vectors(image: Tensor) -> Tensor:
-    """Return ``(n, s)``: the picture and the constant; one column for a constant picture."""
+def start_vectors(image: Tensor, coordinates: Coordinates | None = None) -> Tensor:
+    """Return ``(n, s)``: the picture and the constant; one column for a constant picture.
+
+    With ``coordinates``, what of them is considered; ``(n, 0)`` where nothing is.
+    """
+    if coordinates is not None:
+        found = coordinates.coordinates(start_vectors(image))
+        slack = 1e3 * torch.finfo(image.dtype).eps
+        return found[:, found.norm(dim=0) > slack * image.numel() ** 0.5]
     picture = image.reshape(-1, 1)
     constant = torch.ones_like(picture)
     if bool((picture == picture[0]).all()):
@@ -34,7 +42,7 @@ class FisherOperator(Fisher):
         The model, or a :class:`JacobianOperator` already made.
     image
         The picture; left out when ``model`` is a ``JacobianOperator``.
-    route, chunk_size, check, allow_zero, recompute, compile, model_dtype, noise
+    route, chunk_size, check, allow_zero, recompute, compile, model_dtype, noise, perturbations
         As for :class:`JacobianOperator`.
 
     Attributes
@@ -58,6 +66,7 @@ class FisherOperator(Fisher):
         compile: bool = False,
         model_dtype: torch.dtype | None = None,
         noise: Noise | None = None,
+        perturbations: Perturbations | None = None,
     ) -> None:
         super().__init__()
         if isinstance(model, JacobianOperator):
@@ -65,9 +74,10 @@ class FisherOperator(Fisher):
                 raise InputError(
                     "image: expected none beside a JacobianOperator, which has its own; got one"
                 )
-            if noise is not None:
+            if noise is not None or perturbations is not None:
                 raise InputError(
-                    "noise: expected none beside a JacobianOperator, which has its own; got one"
+                    "noise, perturbations: expected none beside a JacobianOperator, which has its "
+                    "own; got one"
                 )
             self._jacobian = model
         else:
@@ -84,6 +94,7 @@ class FisherOperator(Fisher):
                 compile=compile,
                 model_dtype=model_dtype,
                 noise=noise,
+                perturbations=perturbations,
             )
         n = self.jacobian.shape[1]
         self.shape = (n, n)
@@ -107,6 +118,16 @@ class FisherOperator(Fisher):
         return self.jacobian.noise
 
     @property
+    def perturbations(self) -> Perturbations:
+        """Which changes are considered."""
+        return self.jacobian.perturbations
+
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """B, from the coordinates of vectors to pictures; None for the identity."""
+        return self.jacobian.coordinates
+
+    @property
     def route(self) -> str:
         """Name of the route of the Jacobian's products."""
         return self.jacobian.route
@@ -122,13 +143,14 @@ class FisherOperator(Fisher):
         return self.jacobian.product_eps
 
     @property
-    def start(self) -> Tensor:
+    def start(self) -> Tensor | None:
         """``(n, s)``: the picture and the constant image, flattened.
 
         Models with gain control hardly respond to changes along these two, so a search for the
         smallest eigenvalue does well to try them first. A constant picture leaves one column.
         """
-        return start_vectors(self.jacobian.image)
+        found = start_vectors(self.jacobian.image, self.coordinates)
+        return found if found.shape[1] else None
 
     def to_dense(self) -> Tensor:
         """Return F, ``(n, n)``, from the dense Jacobian."""

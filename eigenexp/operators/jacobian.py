@@ -12,10 +12,12 @@ from eigenexp.errors import InputError, InputTypeError
 from eigenexp.operators.base import Jacobian
 from eigenexp.operators.blocks import Blocks
 from eigenexp.operators.compiling import compile_route
-from eigenexp.operators.factoring import noise_factor, with_noise
+from eigenexp.operators.factoring import noise_factor, with_coordinates, with_noise
 from eigenexp.operators.memory import check_fits
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import Gaussian
+from eigenexp.operators.perturbations import Coordinates, Everything, Perturbations, coordinates_at
+from eigenexp.operators.perturbations.latent import Through
 from eigenexp.operators.precision import InPrecision, linearity_defect, scaled
 from eigenexp.operators.probing import Model, as_written, copy_image
 from eigenexp.operators.routes import ROUTES, choose_route, comparison_slack
@@ -63,17 +65,23 @@ class JacobianOperator(Jacobian):
     noise
         How the response varies, see :mod:`eigenexp.noise`: J is then W J, with W the noise's factor
         at this response. ``None``: independent Gaussian noise of standard deviation 1, W = I.
+    perturbations
+        Which changes are considered, see :mod:`eigenexp.perturbations`: J is then J B, and vectors
+        are coordinates z of changes e = B z. ``None``: every change of every pixel, B = I.
 
     Attributes
     ----------
     shape
-        ``(m, n)``: numbers of rows of W J (of responses, for most noises) and of picture values.
+        ``(m, n)``: numbers of rows of W J (of responses, for most noises) and of picture values, or
+        the dimension of what is considered.
     image_shape
         ``(C, H, W)``, the picture's shape without its leading 1; ``(n,)`` for a 1-D picture.
     image, response
         The picture, and f(x), flat.
-    noise
-        The noise model.
+    noise, perturbations
+        The noise model, and the changes considered.
+    coordinates
+        B, or None for the identity.
     rank_bound
         Upper bound of the rank of W J.
     dtype, device
@@ -112,8 +120,15 @@ class JacobianOperator(Jacobian):
         compile: bool = False,
         model_dtype: torch.dtype | None = None,
         noise: Noise | None = None,
+        perturbations: Perturbations | None = None,
     ) -> None:
         super().__init__()
+        self.perturbations = Everything() if perturbations is None else perturbations
+        if not isinstance(self.perturbations, Perturbations):
+            raise InputTypeError(
+                "perturbations: expected one of eigenexp.perturbations, got "
+                f"{type(perturbations).__name__}"
+            )
         self.noise = Gaussian() if noise is None else noise
         if not isinstance(self.noise, Noise):
             raise InputTypeError(
@@ -131,7 +146,12 @@ class JacobianOperator(Jacobian):
         self.dtype = self.image.dtype
         self.device = self.image.device
         self.image_shape = tuple(self.image.shape[1:]) or (self.image.numel(),)
+        self.coordinates: Coordinates | None = None
+        maps = self._maps()
+        generator, _ = self.perturbations.split()
         model = as_written(model)
+        if generator is not None:
+            model = Through(model, generator, self.image)
         eps = None
         if model_dtype is not None:
             model, eps = InPrecision(model, model_dtype), torch.finfo(model_dtype).eps
@@ -154,15 +174,23 @@ class JacobianOperator(Jacobian):
         self.rank_bound = min(m if factor is None else min(m, factor.rank), n)
         if self.noise.floor > 0:
             rows, self.rank_bound = rows + n, n
+        # What J takes: pictures, or coordinates of changes of them.
+        self._input = self.image
+        if maps:
+            self.coordinates = maps[0]
+            self._route = with_coordinates(self._route, maps, self.image)
+            self._input = self.image.new_zeros(len(maps), *maps[0].shape)
+            n = self._input.numel()
+            self.rank_bound = min(self.rank_bound, n)
         self.shape = (rows, n)
-        # What Jᵀ takes, as the picture is what J takes.
+        # What Jᵀ takes.
         self._output = self.response.new_zeros(rows)
         if compile:
             slack = comparison_slack(self.response, eps)
             self._route = compile_route(self._route, *_vectors(self, 0), slack)
         self._eps = eps
         self._measured_eps: list[float] | None = None
-        self._blocks = Blocks(self._route, self.image, self._output, chunk_size)
+        self._blocks = Blocks(self._route, self._input, self._output, chunk_size)
         self.num_setup_products = spent + self._blocks.num_products
 
     @property
@@ -174,6 +202,18 @@ class JacobianOperator(Jacobian):
     def _take(image: Tensor) -> Tensor:
         """Return the operator's own copy of the picture, checked."""
         return copy_image(image)
+
+    def _maps(self) -> list[Coordinates]:
+        """Return B at each picture held; none for the identity."""
+        pictures = self.image.reshape(self._pictures_held, *self.image_shape)
+        found = [coordinates_at(self.perturbations, picture) for picture in pictures]
+        maps = [one for one in found if one is not None]
+        if len({one.shape for one in maps}) > 1:
+            raise InputError(
+                f"perturbations: expected as many dimensions at each picture, got "
+                f"{[one.size for one in maps]}"
+            )
+        return maps
 
     @property
     def width(self) -> int:
@@ -232,7 +272,7 @@ class JacobianOperator(Jacobian):
             jacobian = torch.empty(m, n, dtype=self.dtype, device=self.device)
         done = 0
         if n * push_cost <= m * pull_cost:
-            for (columns,) in self._blocks.iterate(self._push, n, _unit_vectors(self.image)):
+            for (columns,) in self._blocks.iterate(self._push, n, _unit_vectors(self._input)):
                 jacobian[:, done : done + len(columns)] = columns.T
                 done += len(columns)
             self._jvps.add(n)
@@ -265,7 +305,7 @@ class JacobianOperator(Jacobian):
         if block.shape[1] == 1 and not block.is_inference():
             # The usual case of a solver on a CPU, where each microsecond counts on small pictures.
             with self._route.running():
-                vector = block.contiguous().reshape(self.image.shape)
+                vector = block.contiguous().reshape(self._input.shape)
                 response = self._route.push(vector).detach()
                 product = self._route.pull(response).detach()
             return product.reshape(-1, 1), response.reshape(-1, 1)
@@ -274,13 +314,13 @@ class JacobianOperator(Jacobian):
 
     def _pictures(self, block: Tensor) -> Tensor:
         # Contiguous, so that the caller's strides do not reach the arithmetic.
-        return block.T.contiguous().reshape(block.shape[1], *self.image.shape)
+        return block.T.contiguous().reshape(block.shape[1], *self._input.shape)
 
 
 def _vectors(operator: JacobianOperator, seed: int) -> tuple[Tensor, Tensor]:
     """Return a random vector and a random cotangent, equal on every device."""
     generator = torch.Generator().manual_seed(seed)
-    image, response = operator.image, operator._output
+    image, response = operator._input, operator._output
     drawn = [
         torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         for x in (image, response)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.operators.noise.gaussian import Gaussian
+from eigenexp.operators.perturbations import Coordinates, Everything
 
 __all__ = ["FisherLike", "Problem", "Request"]
 
@@ -30,7 +31,8 @@ class Problem:
     Attributes
     ----------
     image_shape
-        Shape of one vector seen as a picture: ``(C, H, W)``, or ``(n,)``.
+        Shape of one vector seen as a picture: ``(C, H, W)``, or ``(n,)``. Where not every change
+        is considered, of the coordinates.
     rank_bound
         Upper bound of the rank of F; n where none is known.
     dtype, device
@@ -42,6 +44,10 @@ class Problem:
         a lower precision, more. No residual below a few times ``product_eps`` · λmax says anything.
     noise
         The noise model that F is of, in words: ``"gaussian(std=1.0)"`` for F = JᵀJ.
+    perturbations
+        The changes considered, in words: ``"everything"`` where all are.
+    embedding
+        B, from the coordinates that vectors are of to pictures; None where they are pictures.
     """
 
     image_shape: tuple[int, ...]
@@ -51,6 +57,8 @@ class Problem:
     start: Tensor | None
     product_eps: float
     noise: str
+    perturbations: str
+    embedding: Coordinates | None
 
     @classmethod
     def of_size(cls, image_shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
@@ -66,12 +74,23 @@ class Problem:
             start=None,
             product_eps=torch.finfo(dtype).eps if dtype.is_floating_point else 0.0,
             noise=str(Gaussian()),
+            perturbations=str(Everything()),
+            embedding=None,
         )
 
     @property
     def n(self) -> int:
-        """Order of F: the number of picture values."""
+        """Order of F: the number of picture values, or the dimension of what is considered."""
         return math.prod(self.image_shape)
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """Shape of one change of the picture."""
+        return self.image_shape if self.embedding is None else self.embedding.picture_shape
+
+    def told(self) -> dict[str, str]:
+        """Return what a record says of F beside model and picture."""
+        return {"noise": self.noise, "perturbations": self.perturbations}
 
     def as_settings(self) -> dict[str, Any]:
         """Return the keyword arguments that every eigensolver takes beside n."""
@@ -82,6 +101,7 @@ class Problem:
             "device": self.device,
             "start": self.start,
             "product_eps": self.product_eps,
+            "embedding": self.embedding,
         }
 
 

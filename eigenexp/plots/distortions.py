@@ -401,7 +401,7 @@ def _scales(scale: float | Sequence[float] | None, count: int, n: int, shown: Ra
 
 
 def _pair_title(spectrum: Spectrum, i: int) -> str:
-    index, n = int(spectrum.eigenindex[i]), spectrum.num_pixels
+    index, n = int(spectrum.eigenindex[i]), spectrum.order
     place = {0: " (largest)", n - 1: " (smallest)"}.get(index, "") if n > 1 else ""
     status = spectrum.status[i]
     doubt = "" if status is PairStatus.CONVERGED else f", {status.value}"

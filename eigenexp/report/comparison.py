@@ -67,9 +67,9 @@ def agreement(a: Spectrum, b: Spectrum, place: int) -> float | None:
 
     ``None`` where sizes differ or a spectrum does not reach that end.
     """
-    if a.num_pixels != b.num_pixels:
+    if (a.num_pixels, a.order) != (b.num_pixels, b.order):
         return None
-    wanted = 0 if place == 0 else a.num_pixels - 1
+    wanted = 0 if place == 0 else a.order - 1
     if int(a.eigenindex[place]) != wanted or int(b.eigenindex[place]) != wanted:
         return None
     u, v = (_unit(s.eigenvectors[place]) for s in (a, b))
@@ -90,7 +90,7 @@ def _fact(run: ReportRun, *path: str) -> str:
 
 
 def _extreme(spectrum: Spectrum, place: int) -> str:
-    n, index = spectrum.num_pixels, int(spectrum.eigenindex[place])
+    n, index = spectrum.order, int(spectrum.eigenindex[place])
     if index != (0 if place == 0 else n - 1):
         return ""
     return spectrum.known[place]

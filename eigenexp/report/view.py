@@ -164,10 +164,10 @@ def _pair(
     spectrum: Spectrum, i: int, shape: tuple[int, ...], shown: Array | None, limits: Range
 ) -> dict[str, Any]:
     row = spectrum.rows()[i]
-    n = spectrum.num_pixels
+    n = spectrum.order
     values = to_float(spectrum.eigenvectors[i]).reshape(shape)
     distortion = show_array(values, blank=0.0)
-    scale = DEFAULT_STRENGTH * limits.width * math.sqrt(n)
+    scale = DEFAULT_STRENGTH * limits.width * math.sqrt(spectrum.num_pixels)
     sum_still = None
     if shown is not None:
         sum_still = _still(limits.normalize(shown + scale * distortion))
@@ -191,7 +191,7 @@ def sensitivity_ratio(spectrum: Spectrum) -> dict[str, Any] | None:
     open towards zero. Infinite where the last pair lies in the null space. ``None`` for one end
     alone.
     """
-    n = spectrum.num_pixels
+    n = spectrum.order
     indices = spectrum.eigenindex.tolist()
     if indices[0] != 0 or indices[-1] != n - 1 or n < 2:
         return None

@@ -84,7 +84,7 @@ def result_row(spectrum: Spectrum) -> dict[str, Any]:
     index = spectrum.eigenindex.tolist()
     worst = float(spectrum.residuals.max()) if values else float("nan")
     has_top = bool(values) and index[0] == 0
-    has_bottom = bool(values) and index[-1] == spectrum.num_pixels - 1
+    has_bottom = bool(values) and index[-1] == spectrum.order - 1
     return {
         "lambda_max": values[0] if has_top else None,
         "lambda_min": values[-1] if has_bottom else None,

@@ -141,8 +141,7 @@ class Planner:
             dtype=fisher.dtype,
             device=self.device,
             solver=dict(self.solver),
-            noise=fisher.problem.noise,
-            **self.run_metadata,
+            **{**fisher.problem.told(), **self.run_metadata},
         )
 
     def _choose_batch(self, wanted: int | str) -> int:
