@@ -239,7 +239,7 @@ def _parse(path: str, raw: dict[str, Any]) -> Content:
     if not isinstance(output, Tensor) or not isinstance(model_name, str | None):
         raise _foreign(path, "no name and response of the model")
     considered = str(metadata.get("perturbations", Everything())) != str(Everything())
-    state = State(image.detach(), **_results(path, raw, image), loaded=True)
+    state = State(image.detach(), **_results(path, raw, image, considered), loaded=True)
     state = replace(
         state,
         spectrum=_unpack(metadata.get("spectrum"), state.image_shape),
@@ -260,11 +260,13 @@ def _parse(path: str, raw: dict[str, Any]) -> Content:
     )
 
 
-def _results(path: str, raw: dict[str, Any], image: Tensor) -> dict[str, Any]:
+def _results(path: str, raw: dict[str, Any], image: Tensor, considered: bool) -> dict[str, Any]:
     jacobian, vectors, values, index = (raw[key] for key in RESULT_KEYS)
     n = image.numel()
     if jacobian is not None:
-        if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or jacobian.shape[1] != n:
+        columns = n if not isinstance(jacobian, Tensor) else jacobian.shape[-1]
+        fits = 0 < columns <= n if considered else columns == n
+        if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or not fits:
             raise _foreign(path, f"a Jacobian that has not {n} columns")
         jacobian = jacobian.detach()
     if vectors is None or isinstance(vectors, list):

@@ -43,14 +43,10 @@ def recast_solver(
     """
     dtype = state_dtype(state)
     problem = operator.problem
-    before = make_solver(replace(problem, dtype=dtype), **settings)
-    # Its vectors are coordinates in another dtype than the embedding's.
-    before.embedding = None
+    before = make_solver(replace(problem, dtype=dtype, embedding=None), **settings)
     before.load_state_dict(state)
     found = before.result().eigenvectors.flatten(1).mT
     start = found.to(dtype=problem.dtype, device=problem.device)
-    if problem.embedding is not None:
-        start = problem.embedding.coordinates(start)
     if problem.start is not None:
         start = torch.cat([start, problem.start], dim=1)
     solver = make_solver(replace(problem, start=start), **settings)
