@@ -47,6 +47,8 @@ settings (key=value; see them all with --config):
   model.layer=NAME        respond with a layer of the model, by its dotted name
   noise=poisson noise.dark=0.1    how the response varies, and so what F is; also gaussian,
                           negative_binomial, fano, multiplicative, categorical, bernoulli, …
+  perturbations=band perturbations.low=0.1 perturbations.high=0.3    which changes are considered;
+                          also mask, taper, colour, whitening, linear_light, …
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
   study.batch_size=8 study.figures=true    of many pictures; resume … study.retry_failed=true
   study.retry_unproven=true solver.tol=1e-3   solves those again that are not proven

@@ -28,6 +28,7 @@ from eigenexp.callbacks.progress_lines import ProgressLines
 from eigenexp.errors import ConfigError
 from eigenexp.experiments.explaining import no_such_key
 from eigenexp.experiments.noise import build_noise
+from eigenexp.experiments.perturbations import build_perturbations
 from eigenexp.experiments.schema import FitConfig, plain_config
 from eigenexp.experiments.targets import build_target
 from eigenexp.modules.average import AverageModule, load_mean
@@ -100,9 +101,13 @@ def operator_options(settings: FitConfig) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        When there is no such precision, or the noise cannot be made.
+        When there is no such precision, or noise or perturbations cannot be made.
     """
-    options = {**asdict(settings.operator), "noise": build_noise(settings.noise)}
+    options = {
+        **asdict(settings.operator),
+        "noise": build_noise(settings.noise),
+        "perturbations": build_perturbations(settings.perturbations, settings.image),
+    }
     name = settings.operator.model_dtype
     if name is not None:
         if name not in MODEL_DTYPES:

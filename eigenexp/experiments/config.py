@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eigenexp.errors import ConfigError
 from eigenexp.experiments.explaining import explain, near, no_such_key, unquoted
 from eigenexp.experiments.noise_schema import NOISES, GaussianConfig
+from eigenexp.experiments.perturbations_schema import PERTURBATIONS, EverythingConfig
 from eigenexp.experiments.schema import (
     OPEN_GROUPS,
     SCHEMAS,
@@ -272,6 +273,10 @@ def override_config(saved: Mapping[str, Any], overrides: Sequence[str]) -> FitCo
         noise = kept.get("noise")
         family = noise.get("family") if isinstance(noise, Mapping) else None
         schema.noise = OmegaConf.structured(NOISES.get(str(family), GaussianConfig))
+        considered = kept.get("perturbations")
+        kind = considered.get("kind") if isinstance(considered, Mapping) else None
+        chosen = PERTURBATIONS.get(str(kind), EverythingConfig)
+        schema.perturbations = OmegaConf.structured(chosen)
         config = OmegaConf.merge(schema, OmegaConf.create(kept))
         for override in overrides:
             config = _with_override(config, override)

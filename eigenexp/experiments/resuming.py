@@ -26,6 +26,7 @@ from eigenexp.errors import (
 from eigenexp.experiments.building import build_picture
 from eigenexp.experiments.config import override_config
 from eigenexp.experiments.noise_schema import GaussianConfig
+from eigenexp.experiments.perturbations_schema import EverythingConfig
 from eigenexp.experiments.schema import FitConfig, plain_config
 from eigenexp.experiments.targets import check_settings_trusted
 from eigenexp.pictures.picture import Picture
@@ -68,8 +69,9 @@ def settings_hash(config: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in _IGNORED}
     for group, ignored in (("trainer", _IGNORED_TRAINER), ("study", _IGNORED_STUDY)):
         kept[group] = {k: v for k, v in dict(kept.get(group) or {}).items() if k not in ignored}
-    if kept.get("noise") == asdict(GaussianConfig()):  # as in runs from before there was a choice
-        del kept["noise"]
+    usual = {"noise": asdict(GaussianConfig()), "perturbations": asdict(EverythingConfig())}
+    # What is usual is left out, as in runs from before there was a choice.
+    kept = {key: value for key, value in kept.items() if key not in usual or value != usual[key]}
     text = json.dumps(plain(kept), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

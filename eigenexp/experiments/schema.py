@@ -11,6 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from eigenexp.errors import ConfigError
 from eigenexp.experiments.noise_schema import NOISES
+from eigenexp.experiments.perturbations_schema import PERTURBATIONS
 from eigenexp.storage.addresses import without_userinfo
 
 __all__ = [
@@ -196,6 +197,7 @@ class FitConfig:
     model: dict[str, Any] = MISSING
     image: ImageConfig = field(default_factory=ImageConfig)
     noise: Any = MISSING
+    perturbations: Any = MISSING
     solver: Any = MISSING
     operator: OperatorConfig = field(default_factory=OperatorConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -226,6 +228,7 @@ SCHEMAS = (
     (None, "schema_fit", FitConfig),
     *(("solver", f"schema_{method}", kind) for method, kind in SOLVERS.items()),
     *(("noise", f"schema_{family}", kind) for family, kind in NOISES.items()),
+    *(("perturbations", f"schema_{name}", kind) for name, kind in PERTURBATIONS.items()),
     ("trainer", "schema_trainer", TrainerConfig),
     ("logger", "schema_logger", LoggerConfig),
     ("callbacks", "schema_callbacks", CallbacksConfig),

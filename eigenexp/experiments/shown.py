@@ -10,6 +10,7 @@ import yaml
 
 from eigenexp.experiments.config import CONFIG_MODULE, options_of
 from eigenexp.experiments.noise_schema import GaussianConfig
+from eigenexp.experiments.perturbations_schema import EverythingConfig
 from eigenexp.experiments.schema import (
     SOLVERS,
     FitConfig,
@@ -56,7 +57,16 @@ def shown_settings(settings: FitConfig, picture: str) -> dict[str, Any]:
         "solver.k": settings.solver.k,
     }
     usual, plain = _usual_settings(settings), plain_config(settings)
-    for group in ("model", "image", "noise", "solver", "operator", "trainer", "study"):
+    for group in (
+        "model",
+        "image",
+        "noise",
+        "perturbations",
+        "solver",
+        "operator",
+        "trainer",
+        "study",
+    ):
         there = usual.get(group, {})
         for key, value in plain[group].items():
             if value is None or (key in there and there[key] == value) or key == "_target_":
@@ -74,6 +84,7 @@ def _usual_settings(settings: FitConfig) -> dict[str, dict[str, Any]]:
     usual: dict[str, dict[str, Any]] = {
         "image": asdict(ImageConfig()),
         "noise": asdict(GaussianConfig()),
+        "perturbations": asdict(EverythingConfig()),
         "solver": asdict(kind()),
         "operator": asdict(OperatorConfig()),
         "trainer": asdict(TrainerConfig()),

@@ -44,8 +44,15 @@ def spectrum_so_far(checkpoints: Path) -> Spectrum:
         problem = Problem.of_size(shape, state_dtype(state))
         if sizes["rank_bound"] is not None:
             problem = replace(problem, rank_bound=int(sizes["rank_bound"]))
+        if metadata.get("perturbations", "everything") != "everything":
+            raise CheckpointError(
+                f"{path}: expected a run of every perturbation to show before its end, got one of "
+                f"{metadata['perturbations']}; resume it first"
+            )
         solver = make_solver(problem, **metadata["solver"])
         solver.load_state_dict(state)
+    except CheckpointError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: expected a solver's state, got one that cannot be read "

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import eigenexp as ee
-from eigenexp.errors import CheckpointError, InputError
+from eigenexp.cli import main
+from eigenexp.errors import CheckpointError, ConfigError, InputError
+from eigenexp.experiments.building import operator_options
+from eigenexp.experiments.config import compose_config, override_config, plain_config
+from eigenexp.experiments.resuming import settings_hash
 from eigenexp.operators.perturbations import Perturbations
 from tests.modules.test_noise import Rates
 from tests.problems import fit
@@ -135,3 +140,77 @@ def test_what_they_are_not_is_refused() -> None:
         ee.EigendistortionModule(Rates(), picture(), perturbations="x")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="k: expected 1 to n = 4"):
         ee.EigendistortionModule(Rates(), picture(), k=5, perturbations=P.Mask(border=3))
+
+
+# -- configuration --------------------------------------------------------------------------------
+
+SHOWN = torch.randn(2, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+ORTHOGONAL = ["perturbations.orthogonal=shown.pt"]
+BAND = ["perturbations=band", "perturbations.low=0.1", "perturbations.high=0.3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], P.Everything()),
+        (["perturbations.zero_mean=true"], P.ZeroMean()),
+        (ORTHOGONAL, P.Orthogonal(SHOWN)),
+        (BAND, P.Band(0.1, 0.3)),
+        ([*BAND, "perturbations.taper=4"], P.Taper(4) @ P.Band(0.1, 0.3)),
+        ([*BAND, "perturbations.zero_mean=true"], P.Band(0.1, 0.3) & P.ZeroMean()),
+        (["perturbations=mask", "perturbations.border=2"], P.Mask(border=2)),
+        (["perturbations=mask", "perturbations.mask=mask.npy"], P.Mask(SPECKLED)),
+        (["perturbations=taper", "perturbations.width=4", *ORTHOGONAL],
+         P.Taper(4) @ P.Orthogonal(SHOWN)),
+        (["perturbations=colour", "perturbations.directions=[red-green,blue-yellow]"],
+         P.Colour("red-green", "blue-yellow")),
+        (["perturbations=metric", "perturbations.weights=weights.pt"], P.Metric(torch.ones(8, 8))),
+        (["perturbations=linear_light"], P.LinearLight()),
+        (["perturbations=contrast_sensitivity", "perturbations.pixels_per_degree=30"],
+         P.ContrastSensitivity(30.0)),
+    ],
+)  # fmt: skip
+def test_the_group_makes_each(words: list[str], expected: Perturbations, in_tmp: Path) -> None:
+    torch.save(SHOWN, "shown.pt")
+    torch.save(torch.ones(8, 8), "weights.pt")
+    np.save("mask.npy", SPECKLED.numpy())
+    settings = compose_config(["image.crop=16", *words])
+    assert operator_options(settings)["perturbations"] == expected
+    again = override_config(plain_config(settings), [])
+    assert operator_options(again)["perturbations"] == expected
+    assert settings_hash(plain_config(settings)) == settings_hash(plain_config(again))
+    before = {k: v for k, v in plain_config(settings).items() if k != "perturbations"}
+    same = settings_hash(before) == settings_hash(plain_config(settings))
+    assert same == isinstance(expected, P.Everything)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["perturbations=bend"], "perturbations"),
+        (["perturbations=taper"], r"perturbations\.width: expected a value, got none"),
+        (["perturbations=mask"], r"perturbations\.mask: expected a mask or a border"),
+        ([*BAND, "perturbations.high=0.05"], r"perturbations\.low, high: expected 0"),
+        (["perturbations=colour", "perturbations.directions=mauve"], "got 'mauve'"),
+        (["perturbations=metric", "perturbations.weights=none.pt"], r"perturbations\.weights"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_in_a_line(
+    words: list[str], match: str, in_tmp: Path
+) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        operator_options(compose_config(["image.crop=16", *words]))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_solves_reports_and_refuses_others(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model=gaussian", "image.crop=[120,220,16,16]", "threads=1", "logger=none"]
+    words += ["trainer=cpu", *BAND, "solver.which=top", "solver.tol=1e-3"]
+    assert main(["fit", *words]) == 0
+    assert main(["report", "last", "--output", "page.html"]) == 0
+    assert "band(low=0.1, high=0.3" in Path("page.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(["resume", "last", "perturbations.low=0.2"]) == 1
+    assert "perturbations: the checkpoint has band(low=0.1" in capsys.readouterr().err
