@@ -4,6 +4,7 @@
     python benchmarks/proof.py --sample                 a few minutes, for CI
     python benchmarks/proof.py --case 1234              one problem again, in words
     python benchmarks/proof.py --miss-chance 0.1        is the stated chance a bound?
+    python benchmarks/proof.py --rows FILE              each row kept at once: the same line goes on
 
 A pair said to be converged is wrong when its eigenvalue is further than (1 + √k) · tol · λmax, or
 further than its own bound, from the true one of its index. Exit code 1 when a bar is missed.
@@ -12,21 +13,23 @@ further than its own bound, from the true one of its index. Exit code 1 when a b
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import math
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from proof_judge import most_products, run
-from proof_named import NAMED
-from proof_problems import FAMILIES, build, draw
+from proof_named import NAMED, Named
+from proof_problems import FAMILIES, Case, build, draw
 
 from eigenexp.eigensolvers import METHODS
 
@@ -37,28 +40,62 @@ MOST_TOLD = 400
 Row = dict[str, Any]
 
 
+class Kept:
+    """Rows already solved, a JSON line each, and where new ones go; nowhere without a file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._rows: dict[str, Row] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                # The last line of a run that was ended is part of one.
+                with contextlib.suppress(json.JSONDecodeError):
+                    saved = json.loads(line)
+                    self._rows[saved["key"]] = saved["row"]
+
+    def row(self, key: str, solve: Callable[[], Row]) -> Row:
+        """Return the row of that key: kept, or solved now."""
+        if key not in self._rows:
+            self._rows[key] = solve()
+            if self._path is not None:
+                with self._path.open("a") as file:
+                    file.write(f"\n{json.dumps({'key': key, 'row': self._rows[key]})}")
+        return self._rows[key]
+
+
 def section_problems(options: argparse.Namespace) -> Iterator[Row]:
     """Yield one row a drawn problem."""
+    kept = Kept(None if options.case else options.rows)
     chance = {} if options.miss_chance is None else {"miss_chance": options.miss_chance}
     indices = options.case or range(options.start, options.start + options.count)
     for index in indices:
         case = draw(index, options.seed, options.families)
         if options.case is not None and options.method:
             case = replace(case, method=options.method)
-        row = {**asdict(case), "n": case.n}
-        yield {"name": case.family, **row, **asdict(run(build(case), {**case.settings, **chance}))}
+        key = f"problem {options.seed}/{index} {sorted(options.families)} {case.method} {chance}"
+        yield kept.row(key, functools.partial(_solved, case, chance))
+
+
+def _solved(case: Case, chance: Row) -> Row:
+    row = {**asdict(case), "n": case.n}
+    return {"name": case.family, **row, **asdict(run(build(case), {**case.settings, **chance}))}
 
 
 def section_named(options: argparse.Namespace) -> Iterator[Row]:
     """Yield one row a seed of each named input."""
     chance = {} if options.miss_chance is None else {"miss_chance": options.miss_chance}
+    kept = Kept(options.rows)
     for name, named in NAMED.items():
         for seed in range(min(named.seeds, options.named_seeds)):
-            truth = named.make(seed)
             settings = {"method": "auto", **named.settings, "seed": seed, **chance}
-            verdict = run(truth, settings)
-            row = {"n": truth.n, "seed": seed, **settings, **asdict(verdict)}
-            yield {"name": name, **row, "most": named.most}
+            key = f"named {name} {seed} {chance}"
+            yield kept.row(key, functools.partial(_solved_named, name, named, seed, settings))
+
+
+def _solved_named(name: str, named: Named, seed: int, settings: Row) -> Row:
+    truth = named.make(seed)
+    row = {"n": truth.n, "seed": seed, **settings, **asdict(run(truth, settings))}
+    return {"name": name, **row, "most": named.most}
 
 
 # -- the table -----------------------------------------------------------------------------------
@@ -183,6 +220,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--miss-chance", type=float, help="of each solve; the bar of wrong ones follows")
     add("--case", type=int, nargs="+", help="solve these problems alone, and tell of each")
     add("--method", choices=METHODS, help="with --case: by this method instead")
+    add("--rows", type=Path, help="a file of rows, to go on from and to add to")
     add("--json", type=Path, help="also write every row here")
     options = parser.parse_args(arguments)
     if options.count is None:

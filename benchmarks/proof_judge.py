@@ -68,25 +68,28 @@ def run(truth: Truth, settings: Mapping[str, Any]) -> Verdict:
     except Exception as error:  # a benchmark of faults: each is told, none ends it
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return Verdict(error=text, seconds=time.perf_counter() - begun)
-    return judge(truth, found, float(settings["tol"]), time.perf_counter() - begun)
+    return judge(
+        truth, found, float(settings["tol"]), int(settings["k"]), time.perf_counter() - begun
+    )
 
 
-def judge(truth: Truth, found: ee.Spectrum, tol: float, seconds: float = 0.0) -> Verdict:
+def judge(truth: Truth, found: ee.Spectrum, tol: float, k: int, seconds: float = 0.0) -> Verdict:
     """Hold every pair of a spectrum against the dense truth, index by index.
 
     A converged pair is wrong when its eigenvalue is further than (1 + √k) · tol · λmax from the
     true one of its index, or further than its own bound, or when its true residual is above
-    tol · λmax by more than rounding. A bound is false when no true eigenvalue lies within it.
+    tol · λmax by more than rounding; k pairs are wanted at an end. A bound is false when no true
+    eigenvalue lies within it.
     """
-    n, k, scale = truth.n, len(found), truth.scale
+    n, count, scale = truth.n, len(found), truth.scale
     slack = truth.slack * scale
     eps = torch.finfo(found.eigenvectors.dtype).eps
     limit = (1 + math.sqrt(k)) * tol * scale + slack
-    vectors = found.eigenvectors.reshape(k, -1).double().T
+    vectors = found.eigenvectors.reshape(count, -1).double().T
     values = found.eigenvalues.double()
     residuals = (truth.product(vectors) - vectors * values).norm(dim=0)
     wrong, false = [], []
-    for i in range(k):
+    for i in range(count):
         index, value = int(found.eigenindex[i]), float(values[i])
         bound = float(found.error_bounds[i])
         error = abs(value - float(truth.values[index]))
@@ -109,7 +112,7 @@ def judge(truth: Truth, found: ee.Spectrum, tol: float, seconds: float = 0.0) ->
         wrong.append(f"pair {index}: θ = {value:.6g}, λ = {float(truth.values[index]):.6g}: {said}")
     ranks = [s.value for s in PairStatus]
     statuses = [s.value for s in found.status]
-    gram = vectors.T @ vectors - torch.eye(k, dtype=torch.float64)
+    gram = vectors.T @ vectors - torch.eye(count, dtype=torch.float64)
     return Verdict(
         wrong=tuple(wrong),
         false_bounds=tuple(false),
@@ -117,7 +120,7 @@ def judge(truth: Truth, found: ee.Spectrum, tol: float, seconds: float = 0.0) ->
         stop_reason=found.stop_reason.value,
         products=found.num_products,
         over=found.num_products > most_products(n),
-        skew=float(gram.abs().max()) if k else 0.0,
+        skew=float(gram.abs().max()) if count else 0.0,
         seconds=seconds,
         notes=found.notes,
     )

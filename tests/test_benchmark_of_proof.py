@@ -40,7 +40,7 @@ def found(truth) -> ee.Spectrum:
 
 
 def test_the_truth_passes(module, truth, found: ee.Spectrum) -> None:
-    verdict = module("proof_judge").judge(truth, found, TOL)
+    verdict = module("proof_judge").judge(truth, found, TOL, 2)
     assert not verdict.failed
     assert verdict.status == "converged"
     assert verdict.skew < 1e-12
@@ -49,29 +49,29 @@ def test_the_truth_passes(module, truth, found: ee.Spectrum) -> None:
 def test_a_pair_that_is_not_the_one_of_its_index_is_wrong(module, truth, found) -> None:
     judge = module("proof_judge").judge
     index = found.eigenindex + torch.tensor([1, 1, 0, 0])
-    missed = judge(truth, replace(found, eigenindex=index), TOL)
+    missed = judge(truth, replace(found, eigenindex=index), TOL, 2)
     assert len(missed.wrong) == 2
     assert "off by 5.0e-02 λmax" in missed.wrong[0]
     assert not missed.false_bounds  # an eigenvalue is there, though another one
     doubtful = replace(found, eigenindex=index, status=(PairStatus.UNVERIFIED,) * 4)
-    assert not judge(truth, doubtful, TOL).wrong  # nobody said it was
+    assert not judge(truth, doubtful, TOL, 2).wrong  # nobody said it was
 
 
 def test_a_bound_that_holds_no_eigenvalue_is_false_whatever_the_status(module, truth, found):
     off = found.eigenvalues + torch.tensor([0, 0, 0, 1e-4])
     narrow = replace(found, eigenvalues=off, error_bounds=torch.full((4,), 1e-9))
-    verdict = module("proof_judge").judge(truth, narrow, TOL)
+    verdict = module("proof_judge").judge(truth, narrow, TOL, 2)
     assert len(verdict.false_bounds) == 1
     assert verdict.wrong
     assert "beyond its bound" in verdict.wrong[0]
     doubtful = replace(narrow, status=(PairStatus.UNCONVERGED,) * 4)
-    assert len(module("proof_judge").judge(truth, doubtful, TOL).false_bounds) == 1
+    assert len(module("proof_judge").judge(truth, doubtful, TOL, 2).false_bounds) == 1
 
 
 def test_a_vector_that_is_no_eigenvector_is_wrong(module, truth, found) -> None:
     turned = found.eigenvectors.clone()
     turned[0] = (turned[0] + turned[2]) / 2**0.5
-    verdict = module("proof_judge").judge(truth, replace(found, eigenvectors=turned), TOL)
+    verdict = module("proof_judge").judge(truth, replace(found, eigenvectors=turned), TOL, 2)
     assert len(verdict.wrong) == 1
     assert "residual" in verdict.wrong[0]
     assert verdict.skew > 0.5
@@ -80,8 +80,8 @@ def test_a_vector_that_is_no_eigenvector_is_wrong(module, truth, found) -> None:
 def test_too_many_products_and_exceptions_are_told(module, truth, found, monkeypatch) -> None:
     judge, proof = module("proof_judge"), module("proof")
     dear = replace(found, num_products=60 * 20 + 2001)
-    assert judge.judge(truth, dear, TOL).over
-    assert not judge.judge(truth, replace(found, num_products=60 * 20 + 2000), TOL).over
+    assert judge.judge(truth, dear, TOL, 2).over
+    assert not judge.judge(truth, replace(found, num_products=60 * 20 + 2000), TOL, 2).over
 
     def fails(*_: object, **__: object) -> ee.Spectrum:
         raise RuntimeError("no such luck")
@@ -191,3 +191,16 @@ def test_nothing_false_is_said_of_the_sample(tmp_path: Path) -> None:
     facts = json.loads(file.read_text())
     assert len(facts["problems"]) == 700
     assert not missed(facts["bars"]), "\n".join(facts["failures"])
+
+
+def test_a_run_that_is_broken_off_goes_on_from_its_rows(module, tmp_path, capsys) -> None:
+    proof, rows = module("proof"), tmp_path / "rows"
+    ask = ["--no-named", "--families", "spectrum", "--rows", str(rows)]
+    proof.main([*ask, "--count", "3"])
+    whole = rows.read_text()
+    assert whole.count('"key"') == 3
+    rows.write_text(whole[:-20])  # ended while a line was written
+    proof.main([*ask, "--count", "4"])
+    assert "all problems" in capsys.readouterr().out
+    assert rows.read_text().startswith(whole[:-20])
+    assert rows.read_text().count('"key"') == 5  # two of before, the part of one, two anew

@@ -64,8 +64,13 @@ class State:
         return found
 
     def restore(self, saved: Mapping[str, Any], like: Tensor) -> None:
-        """Take up what :meth:`export` returned, in the dtype and on the device of ``like``."""
+        """Take up what :meth:`export` returned, in the dtype and on the device of ``like``.
+
+        A field that was not saved, as it is younger than the state, stays as it is.
+        """
         for item in fields(self):
+            if item.name not in saved:
+                continue
             value, kind = saved[item.name], item.metadata.get("kind")
             if kind == "vectors":
                 setattr(self, item.name, _cast(value, like))

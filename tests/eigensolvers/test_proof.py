@@ -13,7 +13,12 @@ import eigenexp as ee
 from eigenexp.eigensolvers import make_solver, multiply, solve
 from eigenexp.eigensolvers.certificates.bounds import lower_bounds, upper_bounds
 from eigenexp.eigensolvers.certificates.frozen import Frozen
-from eigenexp.eigensolvers.certificates.witness import largest_trace, trace_limit
+from eigenexp.eigensolvers.certificates.witness import (
+    joint_chance,
+    joint_level,
+    largest_trace,
+    trace_limit,
+)
 from eigenexp.eigensolvers.numerics import rounding_floor
 from eigenexp.eigensolvers.search_space import SearchSpace
 from eigenexp.errors import InputError, ProductError
@@ -113,6 +118,78 @@ def test_the_chance_is_that_of_a_random_vector_with_so_small_a_part() -> None:
     share = float((part <= trace_limit(chance, n)).double().mean())
     assert 0.85 * chance <= share <= 1.1 * chance
     assert trace_limit(1.0, n) == pytest.approx(1 / math.sqrt(2 * n / math.pi))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_chance_of_several_witnesses_is_that_of_their_product(count: int) -> None:
+    """Of independent random vectors at one eigenvector; the share is what is said, and no more."""
+    n, chance, draws = 300, 0.03, 20_000
+    generator = torch.Generator().manual_seed(count)
+    level = joint_level(chance, count)
+    assert joint_chance(level, count) == pytest.approx(chance)
+    product = torch.ones(draws, dtype=torch.float64)
+    for _ in range(count):
+        g = torch.randn(draws, n, generator=generator, dtype=torch.float64)
+        product *= (g[:, 0] / g.norm(dim=1)).abs() / trace_limit(1.0, n)
+    share = float((product <= level).double().mean())
+    assert 0.8 * chance <= share <= 1.1 * chance
+
+
+def test_what_is_missed_is_as_rare_as_is_said_though_both_ends_use_the_whole_chance() -> None:
+    """Two copies at each end, k = 2, at a chance of a half: what one start vector cannot see."""
+    ends, missed, runs = [1.0, 1.0, 0.05, 0.05], 0, 60
+    values = torch.cat(
+        [torch.tensor(ends[:2]), torch.linspace(0.9, 0.1, 20), torch.full((2,), 0.05)]
+    )
+    for seed in range(runs):
+        ways = {"k": 2, "which": "both", "tol": 1e-3, "miss_chance": 0.5, "seed": seed}
+        found = solve(prescribed(values.double(), seed), "lanczos", **ways)
+        wrong = (found.eigenvalues - torch.tensor(ends, dtype=torch.float64)).abs() > 3e-3
+        missed += bool((wrong & found.converged).any())
+    assert missed <= runs * 0.5
+
+
+def test_a_second_witness_proves_what_rounding_hides_from_the_first() -> None:
+    """Float32 at a small chance; saved while the second is followed, it ends with the same bits."""
+    picture = ee.load_picture("camera", crop=[120, 220, 32, 32]).tensor
+    operator = ee.FisherOperator(ee.models.OnOff(), picture)
+    ways = {"k": 2, "which": "both", "tol": 1e-4, "miss_chance": 1e-5}
+    solver = make_solver(operator, "davidson", **ways)
+    saved = None
+    while not solver.done:
+        solver.tell(*multiply(operator, solver.request, solver.ask()))
+        later = solver.num_products % 20 == 0 and solver.num_products > 200
+        if later and saved is None:
+            state = solver.state_dict()
+            saved = state if state["state"]["certificate"]["witnesses"] > 1 else None
+    found = solver.result()
+    assert bool(found.converged.all())
+    assert found.miss_chance is not None
+    assert found.miss_chance <= 1e-5
+    assert found.num_products <= 300
+    assert saved is not None
+    again = make_solver(operator, "davidson", **ways)
+    again.load_state_dict(saved)
+    while not again.done:
+        again.tell(*multiply(operator, again.request, again.ask()))
+    assert again.num_products == found.num_products
+    assert torch.equal(again.result().eigenvectors, solver.result().eigenvectors)
+    assert torch.equal(again.result().error_bounds, found.error_bounds)
+    truth = torch.linalg.svdvals(operator.jacobian.to_dense().double()).square()
+    error = (found.eigenvalues - truth[found.eigenindex]).abs()
+    assert bool((error <= found.error_bounds).all())
+
+
+def test_a_relative_tolerance_that_float32_cannot_prove_is_said_to_be_unproved() -> None:
+    """The tolerance is proved all the same."""
+    values = torch.logspace(0, -5, 200, dtype=torch.float64)
+    operator = DenseOperator(prescribed(values).to_dense().float())
+    ways = {"k": 1, "which": "both", "tol": 1e-3, "relative_tol": 1e-3}
+    found = solve(operator, "lanczos", **ways)
+    assert bool(found.converged.all())
+    assert bool(((found.eigenvalues - values[found.eigenindex]).abs() <= found.error_bounds).all())
+    known = float(found.error_bounds[-1]) <= 1e-3 * float(found.eigenvalues[-1])
+    assert known or any("not all to relative_tol" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("seed", range(20))

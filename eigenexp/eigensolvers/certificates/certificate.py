@@ -30,14 +30,24 @@ class Certificate(State):
         The wanted vectors and the witness of the present attempt.
     attempts, following
         Attempts begun, and products of the present one.
-    least, stalled
-        The smallest trace of the attempt over its limit, and products since.
+    witnesses
+        Random vectors of the present attempt, the one that is followed included.
+    banked
+        For each end, the product of the chances that former witnesses of the attempt reached, and
+        the edge beyond which.
+    traces, waits
+        For each end, the smallest trace of the present witness over its limit, and products since.
+    suspect
+        The end and the λ that the space grows at, and its ‖y‖ when it was chosen; or empty.
+    plain
+        Whether more than the tolerance asks for was given up, as rounding hides it.
     proved
         Whether the search for missed pairs has ended with its claim.
     given_up
         Whether it ended without.
     edges
-        Proved edges of F′: ``top`` above all of its spectrum, ``bottom`` below.
+        Proved edges of F′: ``top`` above all of its spectrum, ``bottom`` below. An end that is not
+        here is not proved.
     refine
         How much smaller than first thought the residuals at the bottom are to be.
     standing, stood
@@ -51,8 +61,12 @@ class Certificate(State):
     frozen: Any = part(lambda saved, like: _restored(Frozen(), saved, like))
     attempts: int = 0
     following: int = 0
-    least: float = float("inf")
-    stalled: int = 0
+    witnesses: int = 1
+    banked: dict[str, list[float]] = field(default_factory=dict)
+    traces: dict[str, float] = field(default_factory=dict)
+    waits: dict[str, int] = field(default_factory=dict)
+    suspect: list[Any] = field(default_factory=list)
+    plain: bool = False
     proved: bool = False
     given_up: bool = False
     edges: dict[str, float] = field(default_factory=dict)

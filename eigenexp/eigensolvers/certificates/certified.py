@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.certificates.certificate import GUARDING, MAIN, SEARCHING, VERIFYING
-from eigenexp.eigensolvers.certificates.frozen import Frozen
 from eigenexp.eigensolvers.certificates.migration import migrated_state
 from eigenexp.eigensolvers.certificates.reported import Reported
 from eigenexp.spectrum import StopReason
@@ -46,7 +45,7 @@ class CertifiedSolver(Reported):
         if self._certificate.phase != VERIFYING:
             self._make_room()
 
-    # --  what to multiply next ----------------------------------------------------------------
+    # -- what to multiply next ----------------------------------------------------------------
 
     def _ask(self) -> Tensor:
         certificate = self._certificate
@@ -57,7 +56,7 @@ class CertifiedSolver(Reported):
             return self._space.vectors([self._places()[i] for i in at])
         width = min(self._stage_width(), self.settings.n - self._space.size)
         if certificate.phase == GUARDING:
-            if certificate.following == 0:
+            if not certificate.frozen.has_witness:
                 return self._draw_witness()
             return self._space.fresh(self._guard_directions(), self._randn)
         if self._space.size < len(self.settings.wanted):
@@ -79,7 +78,7 @@ class CertifiedSolver(Reported):
         bottom = [i for i in late if float(norms[i]) > float(limits[i])]
         return "bottom", [size - (wanted - i) for i in bottom or late[:1]]
 
-    # --  taking products ----------------------------------------------------------------------
+    # -- taking products ----------------------------------------------------------------------
 
     def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
         phase = self._certificate.phase
@@ -133,13 +132,7 @@ class CertifiedSolver(Reported):
             certificate.proved = True
             self._begin_verification()
             return
-        certificate.phase = GUARDING
-        certificate.proved, certificate.edges = False, {}
-        certificate.frozen = Frozen.of(self._space, self._places())
-        certificate.attempts += 1
-        certificate.following, certificate.stalled = 0, 0
-        certificate.least = float("inf")
-        self._seen, self._hardest = None, None
+        self._begin_guard()
 
     def _measure(self) -> bool:
         """Measure residuals until one is above its limit; return whether all are below.
@@ -172,7 +165,7 @@ class CertifiedSolver(Reported):
             at_floor = float(worst.max()) <= floor
             self._stop_reason = StopReason.FLOOR if at_floor else StopReason.STAGNATED
 
-    # --  true products ------------------------------------------------------------------------
+    # -- true products ------------------------------------------------------------------------
 
     def _begin_verification(self) -> None:
         """Measure by true products what the stored ones do not resolve, and end."""
@@ -182,7 +175,8 @@ class CertifiedSolver(Reported):
         values = space.values[self._places()].clamp(min=0)
         rounding = self.floor * space.scale
         coarse = rounding > RESOLVED * self._limits()
-        small = rounding > 1e-6 * values
+        # λ to a hundredth of what its residual may be: finer digits are not within its bound.
+        small = rounding > max(1e-6, 0.01 * self.settings.tol) * values
         if self.settings.relative_tol is not None:
             small = small | (rounding > 0.01 * self.settings.relative_tol * values)
         due = [i for i in range(len(values)) if bool(coarse[i]) or bool(small[i])]
@@ -239,13 +233,14 @@ class CertifiedSolver(Reported):
                 return
         certificate.truth.reset()
         certificate.given_up, certificate.rule = False, "frozen"
+        certificate.plain = False
         if certificate.phase == VERIFYING:
             self._pending = None
             self._back_to_search()
             if self._certificate.phase == SEARCHING:
                 self._look()
 
-    # --  state --------------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------
 
     def _export_state(self) -> dict[str, Any]:
         return {

@@ -83,7 +83,14 @@ class Frozen(State):
     def rotated(self, rotation: Tensor) -> None:
         """Follow the space to the basis V C, given C, which must hold U₀ and P₀g."""
         columns, probe = self.coefficients(len(rotation))
-        self.columns, self.probe = rotation.mT @ columns, rotation.mT @ probe
+        self.columns = rotation.mT @ columns
+        if self.has_witness:
+            self.probe = rotation.mT @ probe
+
+    @property
+    def has_witness(self) -> bool:
+        """Whether g is drawn."""
+        return len(self.probe) > 0
 
     def view(self, space: SearchSpace) -> View | None:
         """Return F′ on the part of the space beyond U₀; None where there is none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from eigenexp.eigensolvers.certificates.frozen import Frozen, View
 from eigenexp.eigensolvers.certificates.stage import Stage
 from eigenexp.eigensolvers.certificates.witness import (
     Trace,
+    joint_chance,
+    joint_level,
     largest_trace,
     suspects_beyond,
     trace_limit,
@@ -18,7 +22,25 @@ from eigenexp.eigensolvers.certificates.witness import (
 __all__ = ["Guard"]
 
 PATIENCE = 150
-"""Products of a search for missed pairs without a smaller trace, after which it is given up."""
+"""Products at an end without a smaller trace, after which its witness has shown what it can."""
+HASTE = 5
+"""The same where the trace is what products are rounded by, and products between two surveys."""
+GAIN, SAME = 0.9, 0.75
+"""What a trace is to fall to, to be called smaller, and a suspect's, to look at all of them."""
+ROUNDED = 12.0
+"""Trace of x over the rounding of F x, at which it is nothing else; measured: 3 to 5."""
+WITNESSES = 4
+"""Random vectors in one attempt, at the most."""
+FIRST_FINE, FIRST_COARSE = 31 / 32, 3 / 4
+"""Share of an attempt's chance that the first witness may use, in float64 and float32."""
+PRECISELY = 0.8
+"""Share of the chance of finer edges that the bottom has where its value is to be precise."""
+USEFUL = 0.05
+"""Chance reached by a witness above which another one is of no use."""
+FINELY = 1.25
+"""Bound between the suspects, over the largest trace, where a witness is set aside."""
+FINER = 8
+"""Steps in which that is widened, where there are harder suspects between."""
 INSIDE, PRECISE = 0.1, 1 / 3
 """Share of a gap that the edge is put inside it; more where the bottom's value is to be precise."""
 WORTH = 0.3
@@ -28,11 +50,11 @@ WORTH = 0.3
 class Guard(Stage):
     """A stage that shows by :mod:`.witness` that no pair beyond the wanted ones was missed."""
 
-    # --  what is to be shown ------------------------------------------------------------------
+    # -- what is to be shown ------------------------------------------------------------------
 
     def _allowed(self) -> float:
         """Return how far a converged value may be off: (1 + √k) · tol · λmax, and rounding."""
-        share: float = 1 + len(self.settings.wanted) ** 0.5
+        share: float = 1 + self.settings.k**0.5
         return (share * self.settings.tol + 2 * self.floor) * self._space.scale
 
     def _slack(self) -> float:
@@ -55,7 +77,7 @@ class Guard(Stage):
         if end == "top":
             return float(frozen.values[self._num_top - 1]) + self._slack()
         last = max(float(frozen.values[self._num_top]), 0.0)
-        rel, slack = self.settings.relative_tol, self._slack()
+        rel, slack = self._relative_tol, self._slack()
         if rel is not None and last > self._unresolved():
             slack = min(slack, rel * last / 2)
         return last - slack
@@ -63,17 +85,27 @@ class Guard(Stage):
     def _edge(self, end: str) -> float:
         """Return the nearest eigenvalue of F′ that is to be excluded at an end.
 
+        What was shown by former witnesses of the attempt was shown beyond their edge alone.
+        """
+        edge, banked = self._own_edge(end), self._certificate.banked.get(end)
+        if banked is None:
+            return edge
+        return max(edge, banked[1]) if end == "top" else min(edge, banked[1])
+
+    def _own_edge(self, end: str) -> float:
+        """Return the edge as the present witness sees it.
+
         A little inside the gap to the Ritz values of F′, where there is one that makes bounds
         quadratic in the residuals: that costs about a twentieth of the search.
         """
         edge, frozen = self._least_edge(end), self._certificate.frozen
-        if self._seen is None:
+        top = end == "top"
+        if self._seen is None or self._certificate.plain:
             return edge
         values = self._seen.evidence.values
-        top = end == "top"
         last = float(frozen.values[self._num_top - 1 if top else self._num_top])
         gap = last - float(values[0]) if top else float(values[-1]) - last
-        precise = not top and self.settings.relative_tol is not None
+        precise = not top and self._relative_tol is not None
         inside = gap * (PRECISE if precise else INSIDE)
         square = float(frozen.gram.diagonal().sum())
         if inside > 0 and (precise or square < WORTH * inside * self._slack()):
@@ -90,12 +122,12 @@ class Guard(Stage):
         if not self._num_bottom:
             return ends
         last = max(float(self._space.values[self._places()[self._num_top]]), 0.0)
-        rel = self.settings.relative_tol is not None and last > self._unresolved()
+        rel = self._relative_tol is not None and last > self._unresolved()
         if rel or last > 2 * self.settings.tol * self._space.scale:
             ends.append("bottom")
         return ends
 
-    # --  the witness --------------------------------------------------------------------------
+    # -- the witness --------------------------------------------------------------------------
 
     def _draw_witness(self) -> Tensor:
         """Draw g, uniform on the unit sphere, and return the part that is not in the space."""
@@ -120,36 +152,159 @@ class Guard(Stage):
             self._seen = self._certificate.frozen.view(self._space)
         return self._seen
 
-    def _trace_limit(self, ends: list[str]) -> float:
-        """C of the present attempt: half the chance that is left, shared by the ends."""
-        chance = self.settings.miss_chance
+    def _level(self, end: str, *, finer: bool = False) -> float:
+        """Return t: the chances that the witnesses of an end reach are to be at most t, multiplied.
+
+        Half of the chance that is left goes to the attempt, and of that nearly all to its first
+        witness. Both ends may use it in full at the least edge, and share it at finer ones: see
+        ``docs/certificate.md``.
+        """
+        certificate, chance = self._certificate, self.settings.miss_chance
         if chance is None:
             return 0.0
-        return trace_limit(chance / 2**self._certificate.attempts / len(ends), self.settings.n)
+        first = FIRST_FINE if self.eps < 1e-10 else FIRST_COARSE
+        count = certificate.witnesses
+        share = first if count == 1 else (1 - first) / 2 ** (count - 1)
+        edge, least = self._edge(end), self._least_edge(end)
+        finer = finer or (edge < least if end == "top" else edge > least)
+        if finer and self._num_top and self._num_bottom:
+            bottom = 0.5 if self.settings.relative_tol is None else PRECISELY
+            share *= bottom if end == "bottom" else 1 - bottom
+        return joint_level(share * chance / 2**certificate.attempts, count)
+
+    def _trace_limit(self, end: str, *, finer: bool = False) -> float:
+        """C of the present witness at an end."""
+        banked = self._certificate.banked.get(end, [1.0])[0]
+        return trace_limit(self._level(end, finer=finer) / banked, self.settings.n)
+
+    def _reached(self, trace: float) -> float:
+        """Return the chance that an eigenvector leaves a trace of one witness so small."""
+        return min(1.0, trace / trace_limit(1.0, self.settings.n))
+
+    def _reached_chance(self) -> float:
+        """Return to which chance missed pairs were excluded, of an end given up."""
+        certificate, found = self._certificate, 0.0
+        for end, share in certificate.traces.items():
+            level = self._reached(share * self._trace_limit(end))
+            level *= certificate.banked.get(end, [1.0])[0]
+            found = max(found, joint_chance(level, certificate.witnesses))
+        return found or 1.0
 
     def _hard(self) -> tuple[str, Trace]:
-        """Return the suspect that is hardest to exclude, and its end."""
+        """Return the suspect that the space is to grow at, and its end."""
         if self._hardest is None:
-            self._guard_traces()
-        if self._hardest is None:
-            raise RuntimeError("the search for missed pairs has no suspect")
+            view = self._view()
+            if view is None or not self._certificate.suspect:
+                raise RuntimeError("the search for missed pairs has no suspect")
+            end, value, _ = self._certificate.suspect
+            norms, weights = view.evidence.at(torch.tensor([value], dtype=torch.float64))
+            self._hardest = end, Trace(float(norms), float(norms), value, weights[0])
         return self._hardest
 
-    def _guard_traces(self) -> float:
-        """Bound the traces of all suspects; return the largest over its limit."""
-        ends, scale = self._ends_to_search(), self._space.scale
-        limit, worst = self._trace_limit(ends or ["top"]), 0.0
-        view = self._view()
-        for end in ends:
-            if view is None:
-                return 0.0
-            trace = largest_trace(view.evidence, end, self._edge(end), scale, limit)
-            if self._hardest is None or trace.worst > self._hardest[1].worst:
-                self._hardest = end, trace
-            worst = max(worst, trace.bound / limit)
-        return worst
+    def _still_hard(self, ends: list[str]) -> bool:
+        """Whether the suspect chosen last is as hard to exclude as it was, or nearly."""
+        certificate = self._certificate
+        if not certificate.suspect:
+            return False
+        end, value, norm = certificate.suspect
+        inside = value < self._edge("top") if end == "top" else value > self._edge("bottom")
+        waited = certificate.waits.get(end, 0)
+        if end not in ends or inside or waited + 1 >= HASTE:
+            return False
+        trace = self._hard()[1].worst
+        if trace <= max(SAME * norm, self._trace_limit(end)):
+            return False
+        certificate.waits[end] = waited + 1
+        return True
 
-    # --  the search ---------------------------------------------------------------------------
+    def _survey(self, view: View, ends: list[str]) -> None:
+        """Bound the traces at the ends, take note of what is proved, and choose a suspect."""
+        certificate, scale = self._certificate, self._space.scale
+        ends = [end for end in ends if end not in certificate.edges]
+        if self._still_hard(ends):
+            return
+        grown = certificate.suspect[0] if certificate.suspect else None
+        open_ends: list[tuple[str, Trace]] = []
+        for end in ends:
+            limit, edge = self._trace_limit(end), self._edge(end)
+            trace = largest_trace(view.evidence, end, edge, scale, limit)
+            if trace.bound <= limit:
+                if certificate.witnesses == 1:
+                    limit = self._trace_limit(end, finer=True)
+                    edge = certificate.frozen.finest_edge(view, end, edge, scale, limit)
+                certificate.edges[end] = edge
+                continue
+            share = trace.worst / limit
+            if share < GAIN * certificate.traces.get(end, math.inf):
+                certificate.traces[end], certificate.waits[end] = share, 0
+            elif end == grown:
+                certificate.waits[end] = certificate.waits.get(end, 0) + 1
+            open_ends.append((end, trace))
+        going = [(end, trace) for end, trace in open_ends if not self._stands(end, trace)]
+        if open_ends and not going:
+            self._bank(view, open_ends)
+            return
+        certificate.suspect, self._hardest = [], None
+        if going:
+            end, trace = max(going, key=lambda one: one[1].worst)
+            certificate.suspect = [end, trace.suspect, trace.worst]
+
+    def _stands(self, end: str, trace: Trace) -> bool:
+        """Whether the trace at an end gets no smaller: its rounding, or a space too small."""
+        waited = self._certificate.waits.get(end, 0)
+        rounding = self.eps * self._space.scale * float(trace.weights.norm())
+        return waited >= (HASTE if trace.worst <= ROUNDED * rounding else PATIENCE)
+
+    def _fine_bound(self, view: View, end: str, edge: float, trace: Trace) -> float:
+        """Bound the trace beyond an edge nearly as well as it can be, whatever the limit."""
+        bound, limit = math.inf, trace.worst
+        for _ in range(FINER):
+            # Between the suspects there may be harder ones.
+            limit *= FINELY
+            bound = largest_trace(view.evidence, end, edge, self._space.scale, limit).bound
+            if bound <= limit:
+                break
+        return bound
+
+    def _bank(self, view: View, ends: list[tuple[str, Trace]]) -> None:
+        """Keep what the witness showed and go on with a second one, independent of it.
+
+        Before that, no more is asked for than the tolerance does; given up where that is no use.
+        """
+        certificate, found = self._certificate, {}
+        for end, trace in ends:
+            edge = self._edge(end)
+            fine = self._fine_bound(view, end, edge, trace)
+            before = certificate.banked.get(end, [1.0])[0]
+            found[end] = [before * self._reached(fine), edge]
+        least_useful = max(level for level, _ in found.values()) > USEFUL
+        if not certificate.plain and (self.settings.relative_tol is None or least_useful):
+            certificate.plain = True
+        elif least_useful or certificate.witnesses >= WITNESSES:
+            certificate.given_up = True
+            self._end_guard(proved=False)
+            return
+        else:
+            certificate.banked.update(found)
+            certificate.witnesses += 1
+            certificate.frozen.probe = torch.zeros(0, dtype=torch.float64)
+            certificate.traces, certificate.waits = {}, {}
+            self._seen = None
+        certificate.suspect, self._hardest = [], None
+
+    # -- the search ---------------------------------------------------------------------------
+
+    def _begin_guard(self) -> None:
+        """Freeze the wanted vectors: g is drawn next."""
+        certificate = self._certificate
+        certificate.phase = GUARDING
+        certificate.proved, certificate.edges = False, {}
+        certificate.frozen = Frozen.of(self._space, self._places())
+        certificate.attempts += 1
+        certificate.following, certificate.witnesses = 0, 1
+        certificate.banked, certificate.traces, certificate.waits = {}, {}, {}
+        certificate.suspect = []
+        self._seen, self._hardest = None, None
 
     def _guard(self) -> None:
         """Judge the search for missed pairs after each of its products."""
@@ -163,22 +318,17 @@ class Guard(Stage):
         if self._is_whole or view is None or scale == 0 or not ends:
             self._end_guard(proved=True)
             return
-        share = self._guard_traces()
-        if share <= 1:
-            limit = self._trace_limit(ends)
-            frozen: Frozen = certificate.frozen
-            certificate.edges = {
-                end: frozen.finest_edge(view, end, self._edge(end), scale, limit) for end in ends
-            }
-            self._end_guard(proved=True)
-            return
-        if share < 0.9 * certificate.least:
-            certificate.least, certificate.stalled = share, 0
-            return
-        certificate.stalled += 1
-        if certificate.stalled >= PATIENCE:
-            certificate.given_up = True
-            self._end_guard(proved=False)
+        for _ in range(2):
+            self._survey(view, ends)
+            if certificate.phase != GUARDING:
+                return
+            if all(end in certificate.edges for end in ends):
+                self._end_guard(proved=True)
+                return
+            if certificate.suspect or not certificate.frozen.has_witness:
+                return
+            # Less is asked for from now on.
+            view, ends = self._view() or view, self._ends_to_search()
 
     def _found_beyond(self, view: View, ends: list[str]) -> bool:
         """Whether F′ has a Ritz value beyond an edge: a pair was missed, and is in the space."""
@@ -202,7 +352,7 @@ class Guard(Stage):
         # The search may have turned vectors within a cluster: their residuals are looked at again.
         certificate.norms.fill_(float("inf"))
 
-    # --  what is proved -----------------------------------------------------------------------
+    # -- what is proved -----------------------------------------------------------------------
 
     def _intervals(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return proved bounds below and above each wanted eigenvalue, infinite where none is."""
@@ -242,14 +392,14 @@ class Guard(Stage):
         return False
 
     def _relative_misses(self, values: Tensor, lower: Tensor) -> bool:
-        rel = self.settings.relative_tol
+        rel = self._relative_tol
         if rel is None:
             return False
         values, lower = values[self._num_top :], lower[self._num_top :]
         known = (values - lower <= rel * values) | (values <= self._unresolved())
         return not bool(known.all())
 
-    # --  restart ------------------------------------------------------------------------------
+    # -- restart ------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
         """Shrink a full space to the wanted Ritz vectors, their neighbours and what guards them."""

@@ -15,7 +15,7 @@ __all__ = ["Reported"]
 class Reported(Guard):
     """A stage whose findings can be read at any time."""
 
-    # --  what is known ------------------------------------------------------------------------
+    # -- what is known ------------------------------------------------------------------------
 
     def _is_proved(self) -> bool:
         if self.settings.miss_chance is None or self._certificate.rule != "frozen":
@@ -38,7 +38,7 @@ class Reported(Guard):
             return 0.0
         return chance * (1 - 0.5**attempts)
 
-    # --  what is told -------------------------------------------------------------------------
+    # -- what is told -------------------------------------------------------------------------
 
     def _progress(self) -> Progress:
         """Return Ritz values and residuals of the wanted pairs, true ones where told."""
@@ -80,7 +80,9 @@ class Reported(Guard):
             num_verification_products=self._num_verification_products,
             method=self.name,
             intervals=intervals,
-            notes=tuple([*self._own_notes(), *self._search_notes()]),
+            notes=tuple(
+                [*self._own_notes(), *self._search_notes(), *self._relative_notes(intervals)]
+            ),
             claimed=self._claimed_chance() if self._claims() else None,
             rule=self._certificate.rule if self.done else "",
         )
@@ -103,9 +105,26 @@ class Reported(Guard):
             return []
         if self.settings.miss_chance is None:
             return ["no search was made for missed pairs, as miss_chance=None asks"]
-        reached = min(1.0, certificate.least * self.settings.miss_chance / 2**certificate.attempts)
+        reached = self._reached_chance()
         return [
             "a search from a random vector found no pair beyond these, but excluded one only to a "
             f"chance of about {reached:.1g}, where miss_chance asks for "
             f"{self.settings.miss_chance:.1g}"
+        ]
+
+    def _relative_notes(self, intervals: tuple[Tensor, Tensor] | None) -> list[str]:
+        """Say where a value of the bottom is not known as well as was asked."""
+        relative = self.settings.relative_tol
+        if relative is None or intervals is None or not self._num_bottom:
+            return []
+        lower, upper = (one[self._num_top :] for one in intervals)
+        rounding = self.floor * self._space.scale
+        known = (upper - lower + rounding <= 1.01 * relative * upper) | (
+            upper <= self._unresolved()
+        )
+        if bool(known.all()):
+            return []
+        return [
+            f"the bottom's values are known to tol, not all to relative_tol = {relative:.2g}: "
+            "products of this precision do not tell more; solve in float64"
         ]

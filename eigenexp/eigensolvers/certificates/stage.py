@@ -54,7 +54,7 @@ class Stage(Eigensolver):
         self._seen: View | None = None
         self._hardest: tuple[str, Trace] | None = None
 
-    # --  the space ----------------------------------------------------------------------------
+    # -- the space ----------------------------------------------------------------------------
 
     def _stage_width(self) -> int:
         """Columns asked for at once."""
@@ -87,7 +87,7 @@ class Stage(Eigensolver):
     def _in_main(self) -> bool:
         return self._certificate.phase == MAIN
 
-    # --  for subclasses -----------------------------------------------------------------------
+    # -- for subclasses -----------------------------------------------------------------------
 
     @property
     @abc.abstractmethod
@@ -122,7 +122,7 @@ class Stage(Eigensolver):
     def _own_notes(self) -> list[str]:
         return []
 
-    # --  where pairs stand --------------------------------------------------------------------
+    # -- where pairs stand --------------------------------------------------------------------
 
     def _outermost_first(self) -> list[int]:
         """Wanted pairs in the order they are worked on: top inwards, then bottom inwards."""
@@ -153,7 +153,7 @@ class Stage(Eigensolver):
     def _is_whole(self) -> bool:
         return self._space.size >= self.settings.n
 
-    # --  what is enough -----------------------------------------------------------------------
+    # -- what is enough -----------------------------------------------------------------------
 
     def _limits(self) -> Tensor:
         """Return the residual each wanted pair is to reach, ``(wanted,)``."""
@@ -162,7 +162,7 @@ class Stage(Eigensolver):
         # Below rounding a residual means nothing: let the true products decide.
         least = 0.25 * self.floor * scale
         limits = torch.full((len(self.settings.wanted),), tol * scale, dtype=torch.float64)
-        rel, space = self.settings.relative_tol, self._space
+        rel, space = self._relative_tol, self._space
         if rel is not None and self._num_bottom and space.size > len(limits):
             beyond = self._beyond_bottom()
             for i in range(self._num_top, len(limits)):
@@ -175,6 +175,11 @@ class Stage(Eigensolver):
                 limits[i] = min(float(limits[i]), fine * self._certificate.refine)
         return limits.clamp(min=least)
 
+    @property
+    def _relative_tol(self) -> float | None:
+        """What was asked, unless the arithmetic turned out not to resolve it."""
+        return None if self._certificate.plain else self.settings.relative_tol
+
     def _unresolved(self) -> float:
         """Return the eigenvalue that the arithmetic cannot tell from 0."""
         return max(UNRESOLVED, 2 * self.floor if self.floor > 1e-10 else 0.0) * self._space.scale
@@ -184,7 +189,7 @@ class Stage(Eigensolver):
         place = self._space.size - self._num_bottom - 1
         return float(self._space.values[max(place, self._num_top - 1, 0)])
 
-    # --  what is known ------------------------------------------------------------------------
+    # -- what is known ------------------------------------------------------------------------
 
     def _measured(self) -> tuple[Tensor, Tensor, Tensor, float]:
         """Return values, residuals and eigenindex of the wanted pairs, and λmax."""

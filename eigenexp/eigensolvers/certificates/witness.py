@@ -26,7 +26,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Evidence", "Trace", "largest_trace", "suspects_beyond", "trace_limit"]
+__all__ = [
+    "Evidence",
+    "Trace",
+    "joint_chance",
+    "joint_level",
+    "largest_trace",
+    "suspects_beyond",
+    "trace_limit",
+]
 
 COARSE = 12
 """Suspects looked at first, geometrically spaced between the edge and far away."""
@@ -45,6 +53,41 @@ BATCH = 2**22
 def trace_limit(chance: float, n: int) -> float:
     """Return c: a missed eigenvector leaves a trace of at most c with at most this ``chance``."""
     return chance / math.sqrt(2 * n / math.pi)
+
+
+def joint_chance(level: float, count: int) -> float:
+    """Return a bound of P(Q₁ ⋯ Q_w ≤ t) for independent Qᵢ with P(Qᵢ ≤ q) ≤ q each.
+
+    That of w uniform numbers, t · Σ_{j<w} ln(1/t)ʲ / j!: a product of w of them is at most t where
+    a sum of w exponential numbers is at least ln(1/t).
+
+    Parameters
+    ----------
+    level
+        t, in (0, 1].
+    count
+        w.
+    """
+    if level >= 1:
+        return 1.0
+    term = total = 1.0
+    for j in range(1, count):
+        term *= -math.log(level) / j
+        total += term
+    return level * total
+
+
+def joint_level(chance: float, count: int) -> float:
+    """Return the largest t of which :func:`joint_chance` is at most ``chance``."""
+    if count == 1:
+        return chance
+    low, high = math.log(chance) - 200.0, math.log(chance)
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if joint_chance(math.exp(middle), count) <= chance else (low, middle)
+        )
+    return math.exp(low)
 
 
 @dataclass(frozen=True)
@@ -92,7 +135,7 @@ class Evidence:
             inverse = 1 / distance
             scaled = inverse[:, :, None] * self.gram * inverse[:, None, :]
             matrix = scaled + torch.eye(m, dtype=scaled.dtype)
-            q = torch.linalg.solve(matrix, self.probe.expand(len(distance), m)[..., None])[..., 0]
+            q = _solved(matrix, self.probe.expand(len(distance), m)[..., None])[..., 0]
             outside = (q * (scaled @ q[..., None])[..., 0]).sum(1).clamp(min=0)
             # Entries of RᵀR are known to ‖r_i‖ ‖r_j‖ of rounding, and so is zᵀRᵀRz. From a − q
             # itself, not from what q should solve: then any q gives a bound, however it was found.
@@ -106,6 +149,16 @@ class Evidence:
         """Return ‖F′P₀g‖: the trace left by λ is at most this over λ."""
         inside = (self.values * self.probe).square().sum()
         return math.sqrt(max(0.0, float(inside + self.probe @ self.gram @ self.probe)))
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """Return M⁻¹ b for matrices that are positive definite, but for rounding."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if bool((info == 0).all()):
+        solution: Tensor = torch.cholesky_solve(right, factor)
+        return solution
+    general: Tensor = torch.linalg.solve(matrix, right)
+    return general
 
 
 def suspects_beyond(end: str, values: Tensor, edge: float, scale: float, count: int) -> Tensor:
