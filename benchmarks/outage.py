@@ -70,7 +70,7 @@ def solve(
 
 def missing(root: Path, uri: str | None, run_id: str, steps: list[int]) -> str:
     """Send what waits; return what the store lacks or has twice, in words."""
-    from eigenexp.checkpoints.files import verify_checkpoint
+    from eigenexp.checkpoints.seals import verify_checkpoint
     from eigenexp.tracking import Store, download_checkpoint, sync
 
     end = time.monotonic() + 120
@@ -156,7 +156,8 @@ def disk_cases(home: Path) -> Iterator[bool]:
             lacking or ("stored on a full disk?" if stored else ""),
             f"finished, {len(steps)} of {len(steps)} points, checkpoint there after sync",
         )
-    from eigenexp.checkpoints.files import find_checkpoint, verify_checkpoint
+    from eigenexp.checkpoints.files import find_checkpoint
+    from eigenexp.checkpoints.seals import verify_checkpoint
 
     with small_disk(home / "full", "4m"):
         root, filler = home / "full", home / "full" / "filler"

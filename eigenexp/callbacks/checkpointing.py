@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from eigenexp.callbacks.pacing import Pace
 from eigenexp.callbacks.stopping import solver_module
-from eigenexp.checkpoints.files import metadata_path, sealed_step
+from eigenexp.checkpoints.files import metadata_path
 from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
+from eigenexp.checkpoints.seals import sealed_step
 from eigenexp.distributed.ranks import agree
 from eigenexp.errors import CheckpointError, InputError
 

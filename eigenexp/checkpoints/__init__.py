@@ -14,16 +14,14 @@ from eigenexp.checkpoints.compatibility import (
 from eigenexp.checkpoints.files import (
     METADATA_KEY,
     CheckpointWarning,
-    Seal,
     find_checkpoint,
     load_checkpoint,
     load_metadata,
     metadata_path,
     save_checkpoint,
-    sealed_step,
-    verify_checkpoint,
 )
 from eigenexp.checkpoints.provenance import SCHEMA_VERSION, checkpoint_metadata, model_fingerprint
+from eigenexp.checkpoints.seals import Seal, sealed_step, verify_checkpoint
 
 __all__ = [
     "METADATA_KEY",

@@ -93,7 +93,8 @@ def download_checkpoint(
     CheckpointError
         When no checkpoint of it is whole.
     """
-    from eigenexp.checkpoints.files import CheckpointWarning, verify_checkpoint  # imports torch
+    from eigenexp.checkpoints.files import CheckpointWarning
+    from eigenexp.checkpoints.seals import verify_checkpoint  # imports torch
 
     if kind is not None and kind not in _KINDS:
         raise CheckpointError(f"kind: expected 'last' or 'best', got {kind!r}")

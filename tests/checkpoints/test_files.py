@@ -25,10 +25,10 @@ from eigenexp.checkpoints.files import (
     load_metadata,
     metadata_path,
     save_checkpoint,
-    verify_checkpoint,
 )
 from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
 from eigenexp.checkpoints.provenance import checkpoint_metadata
+from eigenexp.checkpoints.seals import verify_checkpoint
 from eigenexp.errors import CheckpointError
 
 

@@ -310,7 +310,8 @@ def test_max_time_saves_and_says_so_and_each_process_gets_it(
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_whole(tmp_path: Path) -> None:
-    from eigenexp.checkpoints.files import find_checkpoint, verify_checkpoint
+    from eigenexp.checkpoints.files import find_checkpoint
+    from eigenexp.checkpoints.seals import verify_checkpoint
 
     root = tmp_path / "mlruns"
     root.mkdir()

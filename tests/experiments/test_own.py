@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import save_file
 
-from eigenexp.checkpoints import ProvenanceWarning, files
+from eigenexp.checkpoints import ProvenanceWarning, seals
 from eigenexp.errors import ConfigError
 from eigenexp.experiments.config import compose_config, override_config, plain_config
 from eigenexp.experiments.experiment import fit, resume
@@ -197,7 +197,7 @@ def test_a_resume_reads_its_checkpoint_once(in_tmp: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     fit(compose_config([*SMALL, "trainer.max_steps=3"]), say=lambda _: None)
     counts = {"hashed": 0, "loaded": 0}
-    load, fault = torch.load, files.archive_fault
+    load, fault = torch.load, seals.archive_fault
 
     def loading(*arguments: Any, **options: Any) -> Any:
         counts["loaded"] += 1
@@ -208,7 +208,7 @@ def test_a_resume_reads_its_checkpoint_once(in_tmp: Path, monkeypatch: pytest.Mo
         return fault(*arguments)
 
     monkeypatch.setattr(torch, "load", loading)
-    monkeypatch.setattr(files, "archive_fault", hashing)
+    monkeypatch.setattr(seals, "archive_fault", hashing)
     with pytest.warns(ProvenanceWarning, match=r"config\.trainer\.max_steps: .* on purpose"):
         result = resume("last", ["trainer.max_steps=1000"], root="mlruns", say=lambda _: None)
     assert result.status == "FINISHED"
