@@ -23,9 +23,9 @@ from eigenexp.operators.perturbations import Perturbations
 from eigenexp.operators.probing import check_callable
 from eigenexp.pictures.sources import PictureSource, picture_sources
 from eigenexp.spectrum import Spectrum
-from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
+from eigenexp.study.cohort import Cohort, Finished, SolveSettings
 from eigenexp.study.folder import StudyFolder
-from eigenexp.study.planning import Planner
+from eigenexp.study.planning import Planner, cohorts
 from eigenexp.study.table import table_rows, write_tables
 
 __all__ = ["StudyModule"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from eigenexp.errors import InputError
-from eigenexp.plots.pixels import Array, Range, peak, picture_range, select, show_array, to_float
+from eigenexp.plots.panels import Look, draw, limits_within, make_panels, own_axes
+from eigenexp.plots.pixels import Range, peak, picture_range, select, show_array, to_float
 from eigenexp.spectrum import PairStatus, Spectrum
 
 if TYPE_CHECKING:
@@ -20,40 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["distortion_figure", "eigendistortion_imshow_all", "plot_distortion"]
 
-PANEL = 2.3  # inches a picture
-MOST_COLUMNS = 5  # distortions beside one another before a new band of rows starts
 ENDS = (0, -1)
 """plenoptic's default choice of distortions; after ``randomized_svd`` it means the ends found."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """How values are drawn.
-
-    Attributes
-    ----------
-    channel
-        Show this channel alone, in gray.
-    as_rgb
-        Whether channels are colours; None where there are three.
-    cmap
-        Colour map of what has no colours.
-    options
-        Further arguments of matplotlib's ``imshow``.
-    """
-
-    channel: int | None = None
-    as_rgb: bool | None = None
-    cmap: Any = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def array(self, tensor: Tensor | Array) -> Array:
-        """Return what is shown of a picture or distortion."""
-        values = to_float(tensor) if isinstance(tensor, Tensor) else tensor
-        return show_array(values, self.channel, as_rgb=self.as_rgb)
-
-
-LOOK = Look()
 
 
 class Synthesized(Protocol):
@@ -129,8 +97,8 @@ def distortion_figure(
             )
     shown_range = picture_range(show_array(picture, channel))
     scales = _scales(scale, len(chosen), picture.size, shown_range)
-    figure, panels = _panels(len(chosen), axes, show_array(picture, channel))
-    _draw(panels[0], show_array(picture, channel), shown_range, "picture")
+    figure, panels = make_panels(len(chosen), axes, show_array(picture, channel))
+    draw(panels[0], show_array(picture, channel), shown_range, "picture")
     for place, i in enumerate(chosen):
         plot_distortion(spectrum, i, image_shape=tuple(image.shape), channel=channel,
                         ax=panels[1 + place])  # fmt: skip
@@ -213,9 +181,9 @@ def plot_distortion(
     if image is None:
         shown = look.array(vector if image_shape is None else vector.reshape(tuple(image_shape)))
         largest = peak(shown[np.isfinite(shown)])
-        limits = _limits(Range(-largest, largest), vmin, vmax)
-        ax = _own_axes(ax, shown, zoom)
-        _draw(ax, shown, limits, _pair_title(spectrum, i) if title is None else title, look=look)
+        limits = limits_within(Range(-largest, largest), vmin, vmax)
+        ax = own_axes(ax, shown, zoom)
+        draw(ax, shown, limits, _pair_title(spectrum, i) if title is None else title, look=look)
         if shown.ndim > 1:
             ax.set_xlabel(f"±{largest:.2g}", fontsize="small")
         return ax
@@ -223,10 +191,10 @@ def plot_distortion(
     own_range = picture_range(look.array(picture))
     factor = _scales(scale, 1, picture.size, own_range)[0]
     total = look.array(picture + factor * to_float(vector.reshape(image.shape)))
-    limits = _limits(own_range, vmin, vmax)
-    ax = _own_axes(ax, total, zoom)
+    limits = limits_within(own_range, vmin, vmax)
+    ax = own_axes(ax, total, zoom)
     label = f"picture + {factor:g} × e[{index}]" if title is None else title
-    _draw(ax, total, limits, label, under=look.array(picture), look=look)
+    draw(ax, total, limits, label, under=look.array(picture), look=look)
     clipped = limits.clipped(total[np.isfinite(total)])
     if total.ndim > 1 and clipped > 0:
         ax.set_xlabel(f"{max(100 * clipped, 0.1):.2g} % clipped", fontsize="small")
@@ -316,10 +284,10 @@ def eigendistortion_imshow_all(
     limits = picture_range(picture)
     if vrange is not None and not isinstance(vrange, str):
         limits = Range(*vrange)
-    limits = _limits(limits, vmin, vmax)
-    figure, panels = _panels(len(chosen), axes, picture, 1.0 if zoom is None else zoom)
+    limits = limits_within(limits, vmin, vmax)
+    figure, panels = make_panels(len(chosen), axes, picture, 1.0 if zoom is None else zoom)
     titles = _titles(title, len(panels))
-    _draw(panels[0], picture, limits, titles.get(0, word), look=look)
+    draw(panels[0], picture, limits, titles.get(0, word), look=look)
     for place, i in enumerate(chosen):
         vector = vectors[i].reshape(image.shape)
         label = f"eigendistortion {int(index[i])}\nλ = {float(values.reshape(-1)[i]):.4g}"
@@ -328,31 +296,24 @@ def eigendistortion_imshow_all(
             shown = look.array(vector)
             largest = peak(shown[np.isfinite(shown)])
             label = titles.get(1 + place, label)
-            _draw(upper, shown, Range(-largest, largest), label, look=look)
+            draw(upper, shown, Range(-largest, largest), label, look=look)
             if shown.ndim > 1:
                 upper.set_xlabel(f"±{largest:.2g}", fontsize="small")
         else:
             shown = look.array(process_distortion(vector))
             label = titles.get(1 + place, f"processed {label}")
-            _draw(upper, shown, picture_range(shown), label, look=look)
+            draw(upper, shown, picture_range(shown), label, look=look)
         total = look.array(process(image + scales[place] * vector))
         label = f"{word} + {scales[place]:g} × e[{int(index[i])}]"
         label = titles.get(1 + len(chosen) + place, label)
-        _draw(lower, total, limits, label, under=picture, look=look)
+        draw(lower, total, limits, label, under=picture, look=look)
     if suptitle:
         figure.suptitle(suptitle, **(suptitle_kwargs or {}))
     return figure
 
 
-# -- panels ------------------------------------------------------------------------------------
-
-
 def _default_pairs(k: int) -> list[int]:
     return list(range(k)) if k <= 10 else [*range(5), *range(k - 5, k)]
-
-
-def _limits(own: Range, vmin: float | None, vmax: float | None) -> Range:
-    return Range(own.low if vmin is None else vmin, own.high if vmax is None else vmax)
 
 
 def _titles(title: str | Sequence[str] | None, count: int) -> dict[int, str]:
@@ -406,79 +367,3 @@ def _pair_title(spectrum: Spectrum, i: int) -> str:
     status = spectrum.status[i]
     doubt = "" if status is PairStatus.CONVERGED else f", {status.value}"
     return f"index {index}{place}\nλ = {spectrum.known[i]}{doubt}"
-
-
-def _size(shown: Array) -> tuple[float, float]:
-    """Width and height in inches of one panel, title not counted."""
-    if shown.ndim == 1:
-        return 1.4 * PANEL, PANEL
-    height, width = shown.shape[:2]
-    ratio = min(max(width / height, 0.4), 2.5)
-    return (PANEL, PANEL / ratio) if ratio >= 1 else (max(PANEL * ratio, 1.6), PANEL)
-
-
-def _own_axes(ax: Axes | None, shown: Array, zoom: float) -> Axes:
-    if ax is not None:
-        return ax
-    from matplotlib.figure import Figure
-
-    width, height = _size(shown)
-    size = (zoom * width * 1.3, zoom * height * 1.3 + 0.6)
-    return Figure(figsize=size, layout="constrained").subplots()
-
-
-def _panels(
-    count: int, axes: Sequence[Axes] | None, shown: Array, zoom: float = 1.0
-) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its 1 + 2·count axes: the picture, the distortions, the sums."""
-    if count < 1:
-        raise InputError("pairs: expected at least one pair to show, got none")
-    if axes is not None:
-        given: list[Any] = list(np.asarray(axes, dtype=object).ravel())
-        if len(given) != 1 + 2 * count:
-            raise InputError(
-                f"axes: expected {1 + 2 * count} (the picture, {count} distortions, {count} sums), "
-                f"got {len(given)}"
-            )
-        figure: Any = given[0].get_figure(root=True)
-        return figure, given
-    from matplotlib.figure import Figure
-
-    bands = math.ceil(count / MOST_COLUMNS)
-    columns = math.ceil(count / bands)
-    width, height = (zoom * side for side in _size(shown))
-    size = ((columns + 1) * (width + 0.15), bands * 2 * (height + 0.55) + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.add_gridspec(2 * bands, columns + 1)
-    first = figure.add_subplot(grid[1, 0])
-    spots = [(2 * (j // columns), 1 + j % columns) for j in range(count)]
-    upper = [figure.add_subplot(grid[row, column]) for row, column in spots]
-    lower = [figure.add_subplot(grid[row + 1, column]) for row, column in spots]
-    return figure, [first, *upper, *lower]
-
-
-def _draw(
-    ax: Axes,
-    shown: Array,
-    limits: Range,
-    title: str,
-    under: Array | None = None,
-    look: Look = LOOK,
-) -> None:
-    """Draw one panel: gray, colour, or a line for 1-D values (``under`` in gray behind it)."""
-    ax.set_title(title, fontsize="medium")
-    if shown.ndim == 1:
-        if under is not None:
-            ax.plot(under, color="0.6", linewidth=1)
-        ax.axhline(0, color="0.85", linewidth=0.8, zorder=0)
-        ax.plot(shown, color="C0", linewidth=1)
-        ax.margins(x=0)
-        ax.set_xlabel("place", fontsize="small")
-        return
-    # Only what is finite is normalised: a mosaic's gaps are NaN and stay the colour of the page.
-    drawn = shown if shown.ndim == 2 else limits.normalize(shown)
-    options = {"interpolation": "nearest", **look.options}
-    cmap = "gray" if look.cmap is None else look.cmap
-    ax.imshow(drawn, cmap=cmap, vmin=limits.low, vmax=limits.high, **options)
-    ax.set_xticks([])
-    ax.set_yticks([])

@@ -26,7 +26,7 @@ from eigenexp.pictures.picture import Picture
 from eigenexp.pictures.sources import PictureSource
 from eigenexp.spectrum import Spectrum
 
-__all__ = ["Cohort", "Finished", "SolveSettings", "cohorts"]
+__all__ = ["Cohort", "Finished", "SolveSettings"]
 
 # Setting a batch up anew costs about this many passes of it; done once empty places have wasted
 # as much, which is at most twice the cost of knowing the future.
@@ -410,18 +410,3 @@ def _row(solver: Eigensolver) -> dict[str, float]:
         "products": float(progress.num_products),
         "worst_residual": float(progress.worst),
     }
-
-
-def cohorts(count: int, batch_size: int, size: int | None = None) -> list[list[int]]:
-    """Divide ``count`` pictures into cohorts, in order.
-
-    Parameters
-    ----------
-    size
-        Pictures in a cohort. ``None``: one where pictures go alone; else at least a batch and at
-        most four, and sixteen cohorts where the pictures allow it. More pictures in a cohort keep
-        its batch full for longer; more cohorts share out better over processes.
-    """
-    if size is None:
-        size = 1 if batch_size == 1 else max(batch_size, min(4 * batch_size, -(-count // 16)))
-    return [list(range(i, min(i + size, count))) for i in range(0, count, size)]

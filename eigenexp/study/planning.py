@@ -21,7 +21,7 @@ from eigenexp.pictures.sources import PictureSource
 from eigenexp.storage.plain import plain
 from eigenexp.study.folder import StudyFolder
 
-__all__ = ["Planner"]
+__all__ = ["Planner", "cohorts"]
 
 
 @dataclass(frozen=True)
@@ -173,3 +173,18 @@ class Planner:
         options = {**self.operator, "route": fisher.route}
         batch = BatchedFisherOperator(self.model, images, **options)
         return size if batch.one_pass else 1
+
+
+def cohorts(count: int, batch_size: int, size: int | None = None) -> list[list[int]]:
+    """Divide ``count`` pictures into cohorts, in order.
+
+    Parameters
+    ----------
+    size
+        Pictures in a cohort. ``None``: one where pictures go alone; else at least a batch and at
+        most four, and sixteen cohorts where the pictures allow it. More pictures in a cohort keep
+        its batch full for longer; more cohorts share out better over processes.
+    """
+    if size is None:
+        size = 1 if batch_size == 1 else max(batch_size, min(4 * batch_size, -(-count // 16)))
+    return [list(range(i, min(i + size, count))) for i in range(0, count, size)]

@@ -12,7 +12,8 @@ from torch import Tensor
 import eigenexp as ee
 from eigenexp.errors import CheckpointError
 from eigenexp.pictures.sources import PictureSource, picture_sources
-from eigenexp.study.cohort import Cohort, Finished, SolveSettings, cohorts
+from eigenexp.study.cohort import Cohort, Finished, SolveSettings
+from eigenexp.study.planning import cohorts
 from tests.problems import Small
 
 SOLVER = {"method": "lanczos", "k": 1, "tol": 1e-8, "seed": 0}
