@@ -69,6 +69,9 @@ def auto(n: int, **settings: Any) -> Eigensolver:
         for name in ("k", "which", "image_shape", "rank_bound")
         if name in settings
     }
+    embedding = settings.get("embedding")
+    if embedding is not None:
+        asked["image_shape"] = embedding.picture_shape
     chosen, reason = choose_method(Settings(n=n, **asked))
     solver = _KINDS[chosen](n, **settings)
     solver.choice = f"auto chose {chosen}: {reason}"

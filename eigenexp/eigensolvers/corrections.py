@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["dominant", "olsen"]
+__all__ = ["dominant", "olsen", "refine"]
 
 ENOUGH = 1e-3
 """Residual of a Ritz value of A⁻¹, over it, at which the vector is good enough to start from."""
@@ -81,4 +81,54 @@ def olsen(solve: Callable[[Tensor], Tensor], end: str, residual: Tensor, locked:
     # UᵀA⁻¹U is positive definite. Least squares would end in other last bits now and then.
     share = torch.linalg.solve(gram, (locked.mT @ t).double())
     corrected: Tensor = t - inside @ share.to(t)
+    return corrected
+
+
+def refine(
+    apply: Callable[[Tensor], Tensor],
+    solve: Callable[[Tensor], Tensor],
+    end: str,
+    residual: Tensor,
+    value: float,
+    locked: Tensor,
+    steps: int,
+) -> Tensor:
+    """Solve the correction equation (A − θ) t = r off ``locked``, roughly.
+
+    t minimises the residual of P (A − θ) P t = r, P = I − U Uᵀ, over a small Krylov space, of
+    P A P in the 2-norm at the top, of P A⁻¹ P in the norm of A⁻¹ at the bottom (Sleijpen & van
+    der Vorst 1996, with A in place of F).
+
+    Parameters
+    ----------
+    apply, solve
+        A V and A⁻¹ V; the latter may be rough.
+    end
+        ``"top"`` or ``"bottom"``.
+    residual
+        ``(n, 1)``.
+    value
+        θ.
+    locked
+        U, ``(n, k)``, orthonormal: the Ritz vectors that t must leave alone.
+    steps
+        Size of that Krylov space, beyond the first vector.
+    """
+
+    def off(vectors: Tensor) -> Tensor:
+        return vectors - locked @ (locked.mT @ vectors)
+
+    bottom = end == "bottom"
+    operate = solve if bottom else apply
+    krylov = [off(solve(residual) if bottom else residual)]
+    for _ in range(steps):
+        krylov.append(off(operate(krylov[-1] / krylov[-1].norm())))
+    t = torch.linalg.qr(torch.cat(krylov, dim=1)).Q
+    image = off(apply(t) - value * t)
+    weighted = solve(image) if bottom else image
+    gram = (image.mT @ weighted).double()
+    right = (weighted.mT @ residual).double()
+    if not bool(torch.isfinite(gram).all()):
+        return krylov[0]
+    corrected: Tensor = t @ (torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ right).to(t)
     return corrected

@@ -21,6 +21,7 @@ from torch import Tensor
 from eigenexp.eigensolvers.certificates.certificate import GUARDING, MAIN, SEARCHING
 from eigenexp.eigensolvers.certificates.certified import CertifiedSolver
 from eigenexp.eigensolvers.certificates.stage import BASIS_BYTES
+from eigenexp.eigensolvers.embedded import Embedded, is_embedded
 from eigenexp.eigensolvers.modulated_convolution import fit_surrogate
 from eigenexp.eigensolvers.state import State, part, vectors
 from eigenexp.eigensolvers.strided_frame import StridedFrame
@@ -189,7 +190,7 @@ class Davidson(CertifiedSolver):
         if end == "bottom":
             self._refit()
         state = self._davidson
-        surrogate = state.surrogate
+        surrogate = self._surrogate()
         if surrogate is None:
             return residuals
         if not state.inner:
@@ -205,6 +206,13 @@ class Davidson(CertifiedSolver):
             ],
             dim=1,
         )
+
+    def _surrogate(self) -> Any:
+        """Return the surrogate of the coordinates that vectors are of."""
+        found = self._davidson.surrogate
+        if found is None or self.embedding is None or not is_embedded(self.embedding):
+            return found
+        return Embedded(found, self.embedding)
 
     def _guard_directions(self) -> Tensor:
         """Return the correction of the Galerkin residual of g, not of the least squares one.
@@ -243,6 +251,8 @@ class Davidson(CertifiedSolver):
             self._choose()
         state.settled = True
         surrogate = state.surrogate
+        if is_embedded(self.embedding):
+            return
         if surrogate is not None and (surrogate.misfit < USABLE or state.pixel is not None):
             self._line_up(surrogate.starts(self._randn(self.settings.n, 1), self._num_bottom))
 
@@ -289,6 +299,8 @@ class Davidson(CertifiedSolver):
     def _picture_shape(self) -> tuple[int, int, int] | None:
         """Return ``(C, H, W)``, or None where the input is no picture."""
         shape = self.settings.image_shape
+        if is_embedded(self.embedding):
+            return None
         if shape is None or len(shape) < 2:
             return None
         *channels, height, width = shape
@@ -312,6 +324,9 @@ class Davidson(CertifiedSolver):
         typical = [i for i in range(size) if i not in guessed][-last:]
         v, w = self._space.basis[:, typical], self._space.products[:, typical]
         shape = self.settings.image_shape or (self.settings.n,)
+        if self.embedding is not None and is_embedded(self.embedding):
+            shape = self.embedding.picture_shape
+            v, w = self.embedding.pictures(v).flatten(1).mT, self.embedding.duals(w)
         fitted = fit_surrogate(v, w, shape, state.surrogate)
         if state.surrogate is None and fitted is not None:
             steps = INNER if self.settings.n <= LARGE else INNER // 2
@@ -390,7 +405,7 @@ class Davidson(CertifiedSolver):
         return self._space.vectors(places).mT
 
     def _own_notes(self) -> list[str]:
-        surrogate = self._davidson.surrogate
+        surrogate = self._surrogate()
         if surrogate is None:
             return []
         return [f"preconditioned by {surrogate.note}"]

@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
 
-from eigenexp.eigensolvers.corrections import dominant
+from eigenexp.eigensolvers.corrections import dominant, refine
 
 __all__ = ["BASES", "ModulatedConvolution", "fit_surrogate"]
 
@@ -176,11 +176,7 @@ class ModulatedConvolution:
     def correction(
         self, end: str, residual: Tensor, value: float, locked: Tensor, steps: int
     ) -> Tensor:
-        """Solve the correction equation (A − θ) t = r off ``locked``, roughly.
-
-        t minimises the residual of P (A − θ) P t = r, P = I − U Uᵀ, over a small Krylov space, of
-        P A P in the 2-norm at the top, of P A⁻¹ P in the norm of A⁻¹ at the bottom (Sleijpen & van
-        der Vorst 1996, with A in place of F).
+        """Solve the correction equation (A − θ) t = r off ``locked``, see :func:`refine`.
 
         Parameters
         ----------
@@ -195,24 +191,7 @@ class ModulatedConvolution:
         steps
             Size of that Krylov space, beyond the first vector.
         """
-
-        def off(vectors: Tensor) -> Tensor:
-            return vectors - locked @ (locked.mT @ vectors)
-
-        bottom = end == "bottom"
-        operate = self.solve if bottom else self.apply
-        krylov = [off(self.solve(residual) if bottom else residual)]
-        for _ in range(steps):
-            krylov.append(off(operate(krylov[-1] / krylov[-1].norm())))
-        t = torch.linalg.qr(torch.cat(krylov, dim=1)).Q
-        image = off(self.apply(t) - value * t)
-        weighted = self.solve(image) if bottom else image
-        gram = (image.mT @ weighted).double()
-        right = (weighted.mT @ residual).double()
-        if not bool(torch.isfinite(gram).all()):
-            return krylov[0]
-        corrected: Tensor = t @ (torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ right).to(t)
-        return corrected
+        return refine(self.apply, self.solve, end, residual, value, locked, steps)
 
     def _pictures(self, vectors: Tensor) -> Tensor:
         pictures = vectors.mT.reshape(-1, *self.gain.shape)
