@@ -79,9 +79,9 @@ class PausedModule(ee.EigendistortionModule):
 
     pause = 0.0
 
-    def _multiply(self, probe: torch.Tensor) -> Any:
+    def _multiply(self, block: torch.Tensor) -> Any:
         time.sleep(self.pause)
-        return super()._multiply(probe)
+        return super()._multiply(block)
 
 
 def tracked(picture: ee.Picture, folder: Path, pause: float) -> tuple[float, int]:

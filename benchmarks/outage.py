@@ -36,9 +36,9 @@ def solve(
     import eigenexp as ee
 
     class Slow(ee.EigendistortionModule):
-        def _multiply(self, probe):
+        def _multiply(self, block):
             time.sleep(0.01)
-            return super()._multiply(probe)
+            return super()._multiply(block)
 
     class Events(L.Callback):
         def on_train_batch_end(self, trainer, *_):

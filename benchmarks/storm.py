@@ -39,9 +39,9 @@ def live(root: Path, folder: Path, run_id: str | None, steps: int, pause: float)
     from eigenexp.errors import CheckpointError
 
     class Slow(ee.EigendistortionModule):
-        def _multiply(self, probe):
+        def _multiply(self, block):
             time.sleep(pause)
-            return super()._multiply(probe)
+            return super()._multiply(block)
 
     class Telling(ee.SolverCheckpoint):
         def on_train_batch_end(self, trainer, *rest):

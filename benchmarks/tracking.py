@@ -49,9 +49,9 @@ def build(product_seconds: float):
     count = max(1, round(product_seconds / min(once() for _ in range(40))))
 
     class Heavy(ee.EigendistortionModule):
-        def _multiply(self, probe):
+        def _multiply(self, block):
             work(count)
-            return super()._multiply(probe)
+            return super()._multiply(block)
 
     return Heavy, lambda: work(count)
 

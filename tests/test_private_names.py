@@ -16,7 +16,7 @@ MODULES = {
     ("hydra._internal.callbacks", "eigenexp/sweeps/launchers.py"),
 }
 NAMES = {
-    ("_orig_mod", f"{OPERATORS}/probing.py"),
+    ("_orig_mod", f"{OPERATORS}/calling.py"),
     ("_C", f"{OPERATORS}/blocks.py"),
     ("_functorch", f"{OPERATORS}/blocks.py"),
     ("_is_vmap_fallback_enabled", f"{OPERATORS}/blocks.py"),

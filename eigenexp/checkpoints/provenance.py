@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigenexp.operators.probing import uncompiled
+from eigenexp.operators.calling import uncompiled
 from eigenexp.operators.responses import response_parts
 from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.storage.plain import plain

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eigenexp.compat.files import PLENOPTIC_NAMES, Content, object_name
 from eigenexp.errors import CheckpointError, summary
-from eigenexp.operators.probing import uncompiled
+from eigenexp.operators.calling import uncompiled
 from eigenexp.operators.responses import response_values
 
 __all__ = ["LoadWarning", "Owner", "check"]

@@ -19,9 +19,9 @@ from torch import Tensor
 from eigenexp.compat.orthogonal_iteration import OrthogonalIteration
 from eigenexp.compat.state import RESULTS, SPECTRUM_TENSORS, Search, State
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, first_line, summary
+from eigenexp.operators.calling import uncompiled
 from eigenexp.operators.noise import Gaussian
 from eigenexp.operators.perturbations import Everything
-from eigenexp.operators.probing import uncompiled
 from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 from eigenexp.storage.archives import archive_fault

@@ -363,9 +363,9 @@ def _linearise(
     except ModelError:
         operator = FisherOperator(model, image, check=False, **measured)
         m, n = operator.jacobian.shape
-        probe = torch.Generator().manual_seed(0)
-        forward = torch.randn(n, 1, generator=probe, dtype=torch.float64).to(image)
-        backward = torch.randn(m, 1, generator=probe, dtype=torch.float64).to(image)
+        drawn = torch.Generator().manual_seed(0)
+        forward = torch.randn(n, 1, generator=drawn, dtype=torch.float64).to(image)
+        backward = torch.randn(m, 1, generator=drawn, dtype=torch.float64).to(image)
         jacobian = operator.jacobian
         if jacobian.matmat(forward).any() or jacobian.rmatmat(backward).any():
             raise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import InputError, InputTypeError, ModelError, first_line, summary
-from eigenexp.operators.probing import check_image, no_gradient, undisturbed
+from eigenexp.operators.calling import check_image, no_gradient, undisturbed
 from eigenexp.operators.responses import flatten_response, response_parts
 
 __all__ = ["remove_grad", "set_seed", "validate_image", "validate_model"]

@@ -18,9 +18,9 @@ from eigenexp.errors import ImageError, InputError, InputTypeError
 from eigenexp.modules.metrics import monitored_metrics
 from eigenexp.modules.solver_module import SolverModule
 from eigenexp.modules.turns import check_trainer, is_double
+from eigenexp.operators.calling import copy_image
 from eigenexp.operators.noise import Noise
 from eigenexp.operators.perturbations import Perturbations, coordinates_at
-from eigenexp.operators.probing import copy_image
 from eigenexp.pictures.picture import Picture
 from eigenexp.spectrum import Spectrum
 from eigenexp.storage.hashing import tensor_sha256
@@ -53,7 +53,7 @@ class EigendistortionModule(SolverModule):
     max_products
         Budget of products F·v; ``None`` for no limit.
     route
-        How products are computed; ``"auto"`` chooses by probing the model.
+        How products are computed; ``"auto"`` chooses by trying them.
     parallel
         ``"columns"``: under several processes each multiplies its share of a block's columns; pays
         with methods that ask for blocks. Other than that, processes do the same work twice.

@@ -18,7 +18,7 @@ from eigenexp.eigensolvers.recasting import recast_solver, state_dtype
 from eigenexp.errors import CheckpointError, InputError
 from eigenexp.modules.turns import TurnModule, count_on, operator_settings
 from eigenexp.operators import AverageFisherOperator, FisherOperator
-from eigenexp.operators.probing import check_callable
+from eigenexp.operators.calling import check_callable
 from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.storage.plain import plain
 

@@ -18,9 +18,9 @@ from eigenexp.distributed.ranks import RankLostError, agree, in_all_processes
 from eigenexp.eigensolvers import check_settings
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, one_line
 from eigenexp.modules.turns import TurnModule, check_trainer, is_double, operator_settings
+from eigenexp.operators.calling import check_callable
 from eigenexp.operators.noise import Noise
 from eigenexp.operators.perturbations import Perturbations
-from eigenexp.operators.probing import check_callable
 from eigenexp.pictures.sources import PictureSource, picture_sources
 from eigenexp.spectrum import Spectrum
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings

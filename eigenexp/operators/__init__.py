@@ -1,7 +1,7 @@
 """Products with the Jacobian J of a model at a picture, and with F = JᵀJ.
 
 ``JacobianOperator`` gives J·V and Jᵀ·U, ``FisherOperator`` F·V, ``DenseOperator`` the same
-interface for a matrix at hand. How a product is computed is found out by probing the model once
+interface for a matrix at hand. How a product is computed is found out by trying once
 and checked by the adjoint identity ⟨JV, U⟩ = ⟨V, JᵀU⟩; see :mod:`eigenexp.operators.routes`.
 """
 

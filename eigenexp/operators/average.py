@@ -10,11 +10,11 @@ from torch import Tensor
 
 from eigenexp.errors import ImageError, InputError
 from eigenexp.operators.base import Fisher, Jacobian
+from eigenexp.operators.calling import Model, copy_image
 from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import Gaussian
 from eigenexp.operators.perturbations import Coordinates, Everything, Perturbations, coordinates_at
-from eigenexp.operators.probing import Model, copy_image
 
 __all__ = ["AverageFisherOperator"]
 

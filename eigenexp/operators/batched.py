@@ -18,13 +18,13 @@ from torch import Tensor
 
 from eigenexp.errors import ImageError, InputError, ModelError
 from eigenexp.operators.base import count_columns
+from eigenexp.operators.calling import Model, as_written, copy_image, respond, undisturbed
 from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import Gaussian
 from eigenexp.operators.perturbations import Everything, Perturbations, coordinates_at
 from eigenexp.operators.precision import InPrecision
-from eigenexp.operators.probing import Model, as_written, copy_image, respond, undisturbed
 from eigenexp.operators.protocol import Problem, Request
 from eigenexp.operators.responses import flatten_rows
 from eigenexp.operators.routes import comparison_slack

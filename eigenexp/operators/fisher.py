@@ -7,10 +7,10 @@ from torch import Tensor
 
 from eigenexp.errors import InputError
 from eigenexp.operators.base import Fisher
+from eigenexp.operators.calling import Model
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.perturbations import Coordinates, Perturbations
-from eigenexp.operators.probing import Model
 
 __all__ = ["FisherOperator", "start_vectors"]
 

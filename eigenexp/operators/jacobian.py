@@ -11,6 +11,7 @@ from torch import Tensor
 from eigenexp.errors import InputError, InputTypeError
 from eigenexp.operators.base import Jacobian
 from eigenexp.operators.blocks import Blocks
+from eigenexp.operators.calling import Model, as_written, copy_image
 from eigenexp.operators.compiling import compile_route
 from eigenexp.operators.factoring import noise_factor, with_coordinates, with_noise
 from eigenexp.operators.memory import check_fits
@@ -19,7 +20,6 @@ from eigenexp.operators.noise.gaussian import Gaussian
 from eigenexp.operators.perturbations import Coordinates, Everything, Perturbations, coordinates_at
 from eigenexp.operators.perturbations.latent import Through
 from eigenexp.operators.precision import InPrecision, linearity_defect, scaled
-from eigenexp.operators.probing import Model, as_written, copy_image
 from eigenexp.operators.routes import ROUTES, choose_route, comparison_slack
 
 __all__ = ["JacobianOperator"]
@@ -39,8 +39,8 @@ class JacobianOperator(Jacobian):
     image
         ``(1, C, H, W)``, any other shape with a leading 1, or ``(n,)``; float32 or float64. Copied.
     route
-        How products are computed, see :mod:`eigenexp.operators.routes`. ``"auto"`` finds out by
-        probing the model; the name found is in :attr:`route`, and passing that name back gives
+        How products are computed, see :mod:`eigenexp.operators.routes`. ``"auto"`` tries them
+        in order; the name found is in :attr:`route`, and passing that name back gives
         the same arithmetic.
     chunk_size
         Columns of a block computed at once. By default as many as keep the intermediate results in

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import ModelError
+from eigenexp.operators.calling import Linearization, Model, respond, undisturbed
 from eigenexp.operators.precision import CoarseStep, find_coarse_step
-from eigenexp.operators.probing import Linearization, Model, respond, undisturbed
 from eigenexp.operators.route import Route, RouteError
 
 __all__ = ["RouteCheck", "comparison_slack", "draw_pair"]

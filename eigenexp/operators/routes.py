@@ -36,8 +36,7 @@ import torch.autograd.forward_ad as fwad
 from torch import Tensor
 
 from eigenexp.errors import ModelError, summary
-from eigenexp.operators.precision import CoarseStep
-from eigenexp.operators.probing import (
+from eigenexp.operators.calling import (
     Linearization,
     Model,
     gradient,
@@ -45,6 +44,7 @@ from eigenexp.operators.probing import (
     respond,
     undisturbed,
 )
+from eigenexp.operators.precision import CoarseStep
 from eigenexp.operators.recomputing import recomputing
 from eigenexp.operators.route import Product, Route, RouteError
 from eigenexp.operators.route_checks import RouteCheck, comparison_slack, draw_pair

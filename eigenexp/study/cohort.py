@@ -19,8 +19,8 @@ from torch import Tensor
 from eigenexp.eigensolvers import Eigensolver, Progress, make_solver
 from eigenexp.errors import CheckpointError, EigenexpError, ModelError, ProductError, one_line
 from eigenexp.operators import BatchedFisherOperator
+from eigenexp.operators.calling import Model
 from eigenexp.operators.memory import to_device
-from eigenexp.operators.probing import Model
 from eigenexp.operators.protocol import Request
 from eigenexp.pictures.picture import Picture
 from eigenexp.pictures.sources import PictureSource
@@ -44,7 +44,7 @@ class SolveSettings:
     batch_size
         Pictures in one pass of the model.
     route
-        How products are computed; ``"auto"`` probes at each picture.
+        How products are computed; ``"auto"`` tries the routes at each picture.
     dtype, device
         Of the solve.
     operator

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from eigenexp.errors import EigenexpError, InputTypeError, ModelError, summary
+from eigenexp.operators.calling import gradient
 from eigenexp.operators.noise.base import Adjoint, Noise, first_unfit
 from eigenexp.operators.noise.factors import Dense, Diagonal, Factor, Pair, Stacked
-from eigenexp.operators.probing import gradient
 from eigenexp.operators.tape import record
 
 __all__ = ["MOST_RESPONSES", "Covariance", "StateDependent"]
@@ -30,7 +30,7 @@ class StateDependent(Noise):
     """Independent Gaussian noise of any standard deviation s(f).
 
     F = Jᵀ diag(1/s²) J + 2 J_{log s}ᵀ J_{log s}, g = [f/s₀; √2 log s]. Where sᵢ depends on fᵢ alone
-    (found out by probing) W is diagonal and costs nothing; else it costs about one product with the
+    (found out by trying) W is diagonal and costs nothing; else it costs about one product with the
     derivative of s.
 
     Parameters
