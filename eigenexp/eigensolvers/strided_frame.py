@@ -46,8 +46,8 @@ FIT_WORK, FACTOR_WORK = 5e10, 1e10
 """Multiplications that a fit and a factorisation may take; nothing is begun beyond."""
 SEEN = 1e-3
 """Size of an entry of F e, over the largest, that counts as reached."""
-MARGIN = 0
-"""Pixels added to what a window must hold."""
+HOPELESS = 0.5
+"""Misfit of a trial from which nothing is fitted further."""
 LARGEST = 24
 """Side of the largest window."""
 
@@ -238,14 +238,15 @@ def fit_frame(
         return None
     best: tuple[float, Geometry, Windows] | None = None
     for stride, kernels in KINDS:
-        geometry = Geometry(shape, stride, stride * -(-width // stride))
+        # How far one pixel reaches depends on where it lies within a stride: half of one more.
+        geometry = Geometry(shape, stride, stride * -(-(width + stride // 2) // stride))
         if not _affordable(geometry, kernels, v.shape[1]):
             continue
         start = _first(geometry, kernels, v[:, :kept], w[:, :kept])
         outer, inner = TRIAL
         windows = fit_windows(geometry, start, v[:, :kept], w[:, :kept], outer=outer, inner=inner)
         trial = StridedFrame(geometry, windows, 0.0, 0.0, 0)
-        misfit = float((trial.apply(v[:, kept:]) - w[:, kept:]).norm() / w[:, kept:].norm())
+        misfit = _unexplained(trial, v[:, kept:], w[:, kept:])
         if best is None or misfit < best[0]:
             best = misfit, geometry, windows
         if misfit < SETTLED:
@@ -253,7 +254,19 @@ def fit_frame(
     if best is None:
         return None
     misfit, geometry, windows = best
-    return StridedFrame(geometry, windows, SHIFT * scale, misfit, vectors.shape[1])
+    shift = SHIFT * scale
+    if misfit < HOPELESS:
+        # A few steps tell the kinds apart, not how well the best one explains F in the end.
+        outer, inner = SHARED
+        windows = fit_windows(geometry, windows, v[:, :kept], w[:, :kept], outer=outer, inner=inner)
+        tried = StridedFrame(geometry, windows, shift, 0.0, 0)
+        misfit = min(misfit, _unexplained(tried, v[:, kept:], w[:, kept:]))
+    return StridedFrame(geometry, windows, shift, misfit, vectors.shape[1])
+
+
+def _unexplained(frame: StridedFrame, vectors: Tensor, products: Tensor) -> float:
+    """Return ‖A V − F V‖ / ‖F V‖."""
+    return float((frame.apply(vectors) - products).norm() / products.norm())
 
 
 def finish_frame(frame: StridedFrame, vectors: Tensor, products: Tensor) -> StridedFrame:
