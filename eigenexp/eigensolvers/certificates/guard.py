@@ -33,8 +33,6 @@ WITNESSES = 4
 """Random vectors in one attempt, at the most."""
 FIRST_FINE, FIRST_COARSE = 31 / 32, 3 / 4
 """Share of an attempt's chance that the first witness may use, in float64 and float32."""
-PRECISELY = 0.8
-"""Share of the chance of finer edges that the bottom has where its value is to be precise."""
 USEFUL = 0.05
 """Chance reached by a witness above which another one is of no use."""
 FINELY = 1.25
@@ -168,8 +166,7 @@ class Guard(Stage):
         edge, least = self._edge(end), self._least_edge(end)
         finer = finer or (edge < least if end == "top" else edge > least)
         if finer and self._num_top and self._num_bottom:
-            bottom = 0.5 if self.settings.relative_tol is None else PRECISELY
-            share *= bottom if end == "bottom" else 1 - bottom
+            share /= 2
         return joint_level(share * chance / 2**certificate.attempts, count)
 
     def _trace_limit(self, end: str, *, finer: bool = False) -> float:
