@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eigenexp.eigensolvers.certificates.certified import CertifiedSolver
+from eigenexp.eigensolvers.certificates.stage import SMALL
 from eigenexp.eigensolvers.krylov import KrylovFactorisation
 from eigenexp.errors import InputError
 
@@ -48,6 +49,7 @@ class Lanczos(CertifiedSolver):
         super().__init__(n, **settings)
         if basis_size is None:
             basis_size = TOP_BASIS if self.settings.which == "top" else BOTTOM_BASIS
+            basis_size = max(n, 2) if n <= SMALL else basis_size
         if basis_size < 2:
             raise InputError(f"basis_size: expected at least 2 vectors, got {basis_size}")
         starts = max(1, self._null_copies)

@@ -41,6 +41,8 @@ class Certificate(State):
         The end and the λ that the space grows at, and its ‖y‖ when it was chosen; or empty.
     plain
         Whether more than the tolerance asks for was given up, as rounding hides it.
+    filling
+        Whether witnesses show nothing more, and the space grows until it is the whole.
     proved
         Whether the search for missed pairs has ended with its claim.
     given_up
@@ -67,6 +69,7 @@ class Certificate(State):
     waits: dict[str, int] = field(default_factory=dict)
     suspect: list[Any] = field(default_factory=list)
     plain: bool = False
+    filling: bool = False
     proved: bool = False
     given_up: bool = False
     edges: dict[str, float] = field(default_factory=dict)

@@ -29,11 +29,11 @@ GAIN, SAME = 0.9, 0.75
 """What a trace is to fall to, to be called smaller, and a suspect's, to look at all of them."""
 ROUNDED = 12.0
 """Trace of x over the rounding of F x, at which it is nothing else; measured: 3 to 5."""
-WITNESSES = 4
+WITNESSES = 12
 """Random vectors in one attempt, at the most."""
 FIRST_FINE, FIRST_COARSE = 31 / 32, 3 / 4
 """Share of an attempt's chance that the first witness may use, in float64 and float32."""
-USEFUL = 0.05
+USEFUL = 0.3
 """Chance reached by a witness above which another one is of no use."""
 FINELY = 1.25
 """Bound between the suspects, over the largest trace, where a witness is set aside."""
@@ -218,7 +218,7 @@ class Guard(Stage):
         """Bound the traces at the ends, take note of what is proved, and choose a suspect."""
         certificate, scale = self._certificate, self._space.scale
         ends = [end for end in ends if end not in certificate.edges]
-        if self._still_hard(ends):
+        if certificate.filling or self._still_hard(ends):
             return
         grown = certificate.suspect[0] if certificate.suspect else None
         open_ends: list[tuple[str, Trace]] = []
@@ -268,16 +268,22 @@ class Guard(Stage):
 
         Before that, no more is asked for than the tolerance does; given up where that is no use.
         """
-        certificate, found = self._certificate, {}
+        certificate, found, gained = self._certificate, {}, False
         for end, trace in ends:
             edge = self._edge(end)
             fine = self._fine_bound(view, end, edge, trace)
             before = certificate.banked.get(end, [1.0])[0]
             found[end] = [before * self._reached(fine), edge]
-        least_useful = max(level for level, _ in found.values()) > USEFUL
-        if not certificate.plain and (self.settings.relative_tol is None or least_useful):
+            gained = gained or found[end][0] < USEFUL * before
+        if not certificate.plain and (self.settings.relative_tol is None or not gained):
             certificate.plain = True
-        elif least_useful or certificate.witnesses >= WITNESSES:
+        elif not gained or certificate.witnesses >= WITNESSES:
+            if self._space.capacity >= self.settings.n:
+                # The space can become the whole, which needs no witness.
+                certificate.filling = True
+                certificate.suspect = [ends[0][0], ends[0][1].suspect, 0.0]
+                self._hardest = None
+                return
             certificate.given_up = True
             self._end_guard(proved=False)
             return
@@ -300,7 +306,7 @@ class Guard(Stage):
         certificate.attempts += 1
         certificate.following, certificate.witnesses = 0, 1
         certificate.banked, certificate.traces, certificate.waits = {}, {}, {}
-        certificate.suspect = []
+        certificate.suspect, certificate.filling = [], False
         self._seen, self._hardest = None, None
 
     def _guard(self) -> None:

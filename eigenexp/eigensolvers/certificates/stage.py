@@ -16,7 +16,7 @@ from eigenexp.eigensolvers.certificates.witness import Trace
 from eigenexp.eigensolvers.search_space import SearchSpace
 from eigenexp.eigensolvers.state import Part
 
-__all__ = ["BASIS_BYTES", "Stage"]
+__all__ = ["BASIS_BYTES", "SMALL", "Stage"]
 
 KEPT = 0.4
 """Share of the vectors beyond the wanted ones that a restart keeps; 0.3 to 0.7 do alike."""
