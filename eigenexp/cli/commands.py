@@ -60,12 +60,25 @@ def _fit(options: argparse.Namespace) -> int:
 
         print(OmegaConf.to_yaml(OmegaConf.create(plain_config(settings))), end="")
         return 0
+    if settings.logger.mlflow:
+        _prepare_sender(settings.root, settings.logger.tracking_uri)
     from eigenexp.experiments.experiment import fit
 
     _quiet()
     if options.quiet:
         settings.trainer.enable_progress_bar = False
     return _end(fit(settings, say=_teller(options)), options)
+
+
+def _prepare_sender(root: str, uri: str | None) -> None:
+    """Let the process that sends get ready while this one imports Lightning."""
+    # As Lightning will tell the ranks apart, which is too late to ask.
+    ranks = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if any(rank not in ("", "0") for rank in ranks):
+        return
+    from eigenexp.tracking.senders import SENDERS
+
+    SENDERS.prepare(root, uri)
 
 
 def _sweep(options: argparse.Namespace) -> int:

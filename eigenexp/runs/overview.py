@@ -6,13 +6,14 @@ import contextlib
 import html
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eigenexp.console import known_digits
 from eigenexp.errors import ImageError
-from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture
 from eigenexp.runs.folder import RunFolder
-from eigenexp.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from eigenexp.spectrum import Spectrum
 
 __all__ = [
     "BOUND_COLUMNS",
@@ -49,6 +50,8 @@ def problem_lines(run: RunFolder, record: Mapping[str, Any]) -> list[str]:
 
     A damaged or foreign record may hold anything: what it does not tell is left out.
     """
+    from eigenexp.pictures.saving import PICTURE_FILE, load_saved_picture  # imports torch
+
     config = _mapping(record.get("config"))
     image, solver = _mapping(config.get("image")), _mapping(config.get("solver"))
     facts: Mapping[str, Any] = {}

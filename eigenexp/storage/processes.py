@@ -4,8 +4,9 @@ Arguments travel in one environment variable: the argument list of a process is 
 of the machine to read, and an address or token in it would be too. Processes that the started one
 starts by its own command (Lightning does, one for each device) read the same arguments.
 
-The started process holds the reading end of a pipe as its standard input and nothing is ever
-written to it: that it closes says that the parent is done, or dead.
+The started process holds the reading end of a pipe as its standard input: that it closes says that
+the parent is done, or dead. What is written to it are instructions, a line each, for a process that
+stays (:func:`instruct`, :class:`Instructions`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -27,9 +29,13 @@ from typing import Any
 from eigenexp.errors import InputError
 
 __all__ = [
+    "ARGUMENTS",
     "STOP_FLAG",
     "STOP_SIGNALS",
+    "Instructions",
     "StopFlag",
+    "be_modest",
+    "instruct",
     "live_beside_parent",
     "module_arguments",
     "passing_signals_to",
@@ -88,7 +94,8 @@ class StopFlag:
 STOP_FLAG = StopFlag()
 """The process's own: signals belong to a process."""
 
-_ARGUMENTS = "EIGENEXP_ARGUMENTS"
+ARGUMENTS = "EIGENEXP_ARGUMENTS"
+"""Environment variable that holds what a process of ours is given."""
 _HOME = Path(__file__).absolute().parents[2]  # where the package lies: it may not be installed
 
 
@@ -128,7 +135,7 @@ def start_module(
         **(environment or {}),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        _ARGUMENTS: json.dumps(dict(arguments)),
+        ARGUMENTS: json.dumps(dict(arguments)),
     }
     with contextlib.nullcontext() if output is None else output.open("ab") as file:
         return subprocess.Popen(
@@ -151,10 +158,10 @@ def module_arguments() -> dict[str, Any]:
         When the process was started by other means.
     """
     try:
-        found = json.loads(os.environ[_ARGUMENTS])
+        found = json.loads(os.environ[ARGUMENTS])
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"{_ARGUMENTS}: expected the arguments that eigenexp starts this process with, got "
+            f"{ARGUMENTS}: expected the arguments that eigenexp starts this process with, got "
             f"{'none' if isinstance(error, KeyError) else 'no JSON'}; it is not meant to be "
             "started by hand"
         ) from error
@@ -173,14 +180,71 @@ def when_parent_closes(call: Callable[[], object]) -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-def live_beside_parent() -> None:
-    """Serve a solve from this process: its signals are not ours, its processor time is its own."""
+def instruct(process: subprocess.Popen[bytes], arguments: Mapping[str, Any]) -> None:
+    """Hand a process that stays what it is to do next; secrets may be among it.
+
+    Raises
+    ------
+    OSError
+        When it has ended.
+    """
+    if process.stdin is None:
+        raise BrokenPipeError("no pipe to the process")
+    process.stdin.write(json.dumps(dict(arguments)).encode() + b"\n")
+    process.stdin.flush()
+
+
+class Instructions:
+    """What the parent hands on, one after another, until it closes our standard input or dies.
+
+    Attributes
+    ----------
+    ended
+        Set when nothing more follows.
+    """
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._read: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._hear, name="parent", daemon=True).start()
+
+    def _hear(self) -> None:
+        rest = b""
+        # Not by sys.stdin: its lock would be held while the interpreter ends.
+        with contextlib.suppress(OSError, ValueError):
+            while data := os.read(sys.stdin.fileno(), 1 << 16):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._read.put(json.loads(line))
+        self.ended.set()
+        self._read.put(None)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while (given := self._read.get()) is not None:
+            yield given
+
+
+def live_beside_parent(*, modest: bool = True) -> None:
+    """Serve a solve from this process: its signals are not ours, its processor time is its own.
+
+    Parameters
+    ----------
+    modest
+        Leave the processor to others from now on; a process that gets ready while its parent does
+        can do so later.
+    """
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if modest:
+        be_modest()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+
+
+def be_modest() -> None:
+    """Leave the processor to others where they want it."""
     with contextlib.suppress(OSError, AttributeError):
         os.nice(10)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
 
 
 @contextmanager

@@ -197,7 +197,7 @@ def _run(folder: SweepFolder, launch: Launch, todo: Sequence[Job], say: Say) -> 
     stopped = 0
     hears = STOP_FLAG.listening() if task.in_process else _terminating()
     try:
-        with hears, _Watch(folder, todo, say):
+        with hears, _sending(task), _Watch(folder, todo, say):
             launch.run(task, overrides)
     except SweepStoppedError as signal:
         stopped = signal.exit_code
@@ -209,6 +209,13 @@ def _run(folder: SweepFolder, launch: Launch, todo: Sequence[Job], say: Say) -> 
     code = _finish(folder, folder.jobs(), say, stopped=stopped)
     parent.close(folder, stopped=bool(stopped), failed=code not in (0, NOT_PROVEN))
     return code
+
+
+def _sending(task: SweepJob) -> contextlib.AbstractContextManager[None]:
+    """Send what a job of this process logged beside the next one's solve."""
+    from eigenexp.tracking.senders import SENDERS
+
+    return SENDERS.staying(defers=True) if task.in_process else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from eigenexp.errors import TrackingError
 from eigenexp.tracking.files import safe_relative, snapshot, sync_files
 from eigenexp.tracking.names import check_run_id
 from eigenexp.tracking.records import Record, session_record
-from eigenexp.tracking.sender import start_sender
+from eigenexp.tracking.senders import SENDERS
 from eigenexp.tracking.spool import Spool, SpoolState, find_spools
 from eigenexp.tracking.store import Store
 from eigenexp.tracking.texts import printable
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 _HELD_BACK = 10_000
 _PATIENCE = 3.0
-_OUTLIVING: list[subprocess.Popen[bytes]] = []
-"""Senders that go on by themselves: held, for Python warns of a forgotten living process."""
 
 
 class Outbox:
@@ -178,7 +176,29 @@ class Outbox:
             self._launch()
 
     def wait(self, timeout: float) -> bool:
-        """Return whether the store has everything, once it has or there is no hope in time."""
+        """Return whether the store has everything, once it has or there is no hope in time.
+
+        In a sweep that sends beside the next solve it does not wait.
+        """
+        if SENDERS.defers:
+            return self.is_settled
+        return self._wait(timeout)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the store has everything, or nothing waits any more."""
+        if not self.spool.folder.exists():
+            return True
+        state = self._read_state()
+        return (state.segment, state.offset) >= self.spool.position and not state.uploads
+
+    def settle(self, timeout: float) -> bool:
+        """Wait, after :meth:`close`, until the store has everything; tell of what it refused."""
+        done = self._wait(timeout)
+        self._tell_refused()
+        return done
+
+    def _wait(self, timeout: float) -> bool:
         begin = time.monotonic()
         spool, troubled = self.spool, None
         while spool.folder.exists():
@@ -203,11 +223,16 @@ class Outbox:
         """Say that nothing follows and wait within bounds; the sender goes on by itself."""
         if not self._open:
             return True
-        done = self.wait(timeout)  # still there to tell the run's id
+        if SENDERS.defers:
+            self.append({"k": "end"})
+            SENDERS.defer(self)
+            self._end(say_so=False)
+            return self.is_settled
+        done = self._wait(timeout)  # still there to tell the run's id
         self.append({"k": "end"})
         self._tell_refused()
-        if done and self._process is not None:
-            _release(self._process)  # it need not wait for our end
+        if done and self._process is not None and not SENDERS.stays:
+            SENDERS.release(self._process)  # it need not wait for our end
             try:
                 self._process.wait(5.0)
             except subprocess.TimeoutExpired:
@@ -233,16 +258,13 @@ class Outbox:
         self._open = False
         self.spool.close()
         if self._process is not None:
-            if self._process.poll() is None:
-                _OUTLIVING.append(self._process)
-            else:
-                _release(self._process)
+            SENDERS.end(self._process, self.spool)
 
     def _launch(self) -> None:
         if self._process is not None:
-            _release(self._process)
+            SENDERS.release(self._process)
         try:
-            self._process = start_sender(self.spool, self._store, os.getpid())
+            self._process = SENDERS.start(self.spool, self._store, os.getpid())
         except OSError as error:
             self._tell_once(error)
 
@@ -265,17 +287,6 @@ class Outbox:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process; a copy in another one appends to the spool."""
         return {**self.__dict__, "_process": None, "spool": Spool(self.spool.folder)}
-
-
-def _release(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-
-
-@atexit.register
-def _release_outliving() -> None:
-    for process in _OUTLIVING:
-        _release(process)
 
 
 def _find_spool(store: Store, run_id: str) -> Spool | None:

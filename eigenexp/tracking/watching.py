@@ -18,7 +18,7 @@ from typing import Protocol
 from eigenexp.storage.processes import live_beside_parent, when_parent_closes
 from eigenexp.tracking.texts import ScrubbedFormatter, one_line
 
-__all__ = ["Watched", "beside_parent", "deliver"]
+__all__ = ["Watched", "alone", "beside_parent", "deliver", "scrub_messages"]
 
 log = logging.getLogger(__name__)
 
@@ -93,20 +93,32 @@ def beside_parent(lock: Path, timeout: float) -> Iterator[threading.Event | None
 
     ``None`` where another process holds the lock for too long.
     """
-    from filelock import FileLock, Timeout
-
     live_beside_parent()
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(ScrubbedFormatter("%(asctime)s %(name)s: %(message)s"))
+    scrub_messages()
     gone = threading.Event()
     when_parent_closes(gone.set)
+    with alone(lock, timeout) as is_alone:
+        yield gone if is_alone else None
+
+
+def scrub_messages() -> None:
+    """Let no password get into what this process says."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(ScrubbedFormatter("%(asctime)s %(name)s: %(message)s"))
+
+
+@contextmanager
+def alone(lock: Path, timeout: float) -> Iterator[bool]:
+    """Hold a lock between processes within the block; yield whether it was to be had in time."""
+    from filelock import FileLock, Timeout
+
     held = FileLock(lock, timeout=timeout)
     try:
         held.acquire()
     except Timeout:
-        yield None
+        yield False
         return
     try:
-        yield gone
+        yield True
     finally:
         held.release()
