@@ -58,6 +58,7 @@ _MODULES = {
     "report": "eigenexp.report",
     "study": "eigenexp.study",
     "tracking": "eigenexp.tracking",
+    "units": "eigenexp.analysis.units",
 }
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from eigenexp.console import known_digits
+from eigenexp.console import at_least, known_digits
 from eigenexp.errors import CheckpointError, InputError
 from eigenexp.storage.atomic import write_atomic
 from eigenexp.storage.regular import file_fault
@@ -286,9 +287,40 @@ class Spectrum:
             )
         )
 
+    @property
+    def thresholds(self) -> tuple[float | None, ...]:
+        """Amplitude of each pair at which d′ = α√λ is 1, in the picture's units: 1/√λ.
+
+        None where λ is 0: no amplitude is enough. See :mod:`eigenexp.analysis.units` for others.
+        """
+        values = self.eigenvalues.double().tolist()
+        return tuple(
+            None if null or not value > 0 else value**-0.5
+            for value, null in zip(values, self.is_null, strict=True)
+        )
+
+    @property
+    def known_thresholds(self) -> tuple[str, ...]:
+        """Each of :attr:`thresholds` with the digits that the eigenvalue's bound supports.
+
+        ``3.94108``, ``≥ 510``, ``∞``.
+        """
+        found = []
+        values, bounds = self.eigenvalues.double().tolist(), self.error_bounds.double().tolist()
+        for value, bound, alpha in zip(values, bounds, self.thresholds, strict=True):
+            most = value + bound
+            if alpha is None:
+                found.append("∞")
+            elif not (value > bound and math.isfinite(most)):
+                found.append(at_least(most**-0.5) if math.isfinite(most) else "?")
+            else:
+                error = max((value - bound) ** -0.5 - alpha, alpha - most**-0.5)
+                found.append(known_digits(alpha, error))
+        return tuple(found)
+
     def rows(self) -> list[dict[str, Any]]:
         """Return one plain dict a pair, ready for a table or a CSV file."""
-        known = self.known
+        known, reached = self.known, self.known_thresholds
         return [
             {
                 "index": int(self.eigenindex[i]),
@@ -297,6 +329,8 @@ class Spectrum:
                 "relative_residual": float(self.relative_residuals[i]),
                 "error_bound": float(self.error_bounds[i]),
                 "known": known[i],
+                "threshold": self.thresholds[i],
+                "known_threshold": reached[i],
                 "status": self.status[i].value,
                 "num_products": self.num_products,
             }
@@ -311,13 +345,15 @@ class Spectrum:
 
     def __str__(self) -> str:
         head = (
-            f"{'index':>8} {'eigenvalue':>14} {'residual/λmax':>14} {'error bound':>12}  "
+            f"{'index':>8} {'eigenvalue':>14} {'d′ = 1 at':>12} {'residual/λmax':>14} "
+            f"{'error bound':>12}  "
             f"{'status':<11} {'products':>8}"
         )
         lines = [head]
         for row in self.rows():
             lines.append(
-                f"{row['index']:>8} {row['known']:>14} {row['relative_residual']:>14.2e} "
+                f"{row['index']:>8} {row['known']:>14} {row['known_threshold']:>12} "
+                f"{row['relative_residual']:>14.2e} "
                 f"{row['error_bound']:>12.2e}  {row['status']:<11} {row['num_products']:>8}"
             )
         lines.append(

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from eigenexp.analysis.units import thresholds
 from eigenexp.console import at_least, known_digits
 from eigenexp.errors import InputError
 from eigenexp.plots.pixels import Array, Range, peak, picture_range, show_array, to_float
@@ -174,6 +175,7 @@ def _pair(
     eigenvalue = row["eigenvalue"]
     return {
         **row,
+        **thresholds(spectrum[i])[0],
         "place": i,
         "top": row["index"] < n / 2,
         "label": pair_label(row["index"], n),

@@ -164,18 +164,18 @@ def description(title: str, spectrum: Spectrum) -> str:
     pairs = spectrum.rows()
     if pairs:
         lines += [
-            "| index | eigenvalue | residual / λmax | error bound | status |",
-            "|---:|---:|---:|---:|:---|",
+            "| index | eigenvalue | d′ = 1 at | residual / λmax | error bound | status |",
+            "|---:|---:|---:|---:|---:|:---|",
         ]
     half = _MOST_PAIRS // 2
     left_out = max(0, len(pairs) - _MOST_PAIRS)
     shown = [*pairs[:half], *pairs[-half:]] if left_out else pairs
     for place, pair in enumerate(shown):
         if left_out and place == half:
-            lines.append(f"| … | {left_out} more | | | |")
+            lines.append(f"| … | {left_out} more | | | | |")
         lines.append(
-            f"| {pair['index']} | {pair['known']} | {pair['relative_residual']:.1e} "
-            f"| {pair['error_bound']:.1e} | {pair['status']} |"
+            f"| {pair['index']} | {pair['known']} | {pair['known_threshold']} "
+            f"| {pair['relative_residual']:.1e} | {pair['error_bound']:.1e} | {pair['status']} |"
         )
     lines += [f"\n*{escape_markdown(note)}*" for note in spectrum.notes[:6]]
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What pairs mean: units of discriminability, finite amplitudes."""
