@@ -68,7 +68,7 @@ def test_the_odd_one_is_found_by_chance_and_then_surely() -> None:
     shares = [units.fraction_correct(d, "oddity") for d in (0.0, 1.0, 2.0, 4.0, 8.0)]
     assert shares[0] == pytest.approx(1 / 3, abs=0.003)
     assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(1.0, abs=1e-4)
+    assert shares[-1] == pytest.approx(1.0, abs=2e-3)
     # Easier to be told what is looked for: three alternatives are always the easier task.
     assert all(
         units.fraction_correct(d, "mafc", 3) > units.fraction_correct(d, "oddity")

@@ -47,7 +47,7 @@ def test_an_end_that_was_not_asked_for_has_no_value() -> None:
 def test_a_description_has_the_verdict_and_a_line_a_pair() -> None:
     text = description("Net at camera", make_spectrum(notes=("a note",)))
     assert "3 of 4 pairs proven" in text
-    assert "| 190 | 0.04000000 | 5.0e-06 | 1.0e-09 | converged |" in text
+    assert "| 190 | 0.04000000 | 5.000000 | 5.0e-06 | 1.0e-09 | converged |" in text
     assert text.endswith("*a note*")
 
 
