@@ -216,7 +216,7 @@ def measure_long(options: argparse.Namespace) -> bool:
         metrics |= dict.fromkeys(("products", "worst_residual", "over_tol", "change"), 1.0)
         metrics |= dict.fromkeys(("trainer_step", "step_seconds", "elapsed_seconds"), 1.0)
         memory, sender = [], []
-        child = psutil.Process(logger._outbox._process.pid)
+        child = psutil.Process(logger.sender.pid)
         for step in range(options.steps):
             if step <= 20 or step % options.every == 0:
                 logger.log_metrics({k: v * step for k, v in metrics.items()}, step)

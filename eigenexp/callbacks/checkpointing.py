@@ -76,7 +76,7 @@ class SolverCheckpoint(Checkpoint):
         self.upload = upload
         self.best_residual = math.inf
         self.best_step = -1
-        self._pace = Pace(max_share, "max_share")
+        self.pace = Pace(max_share, "max_share")
         self._is_due = False
         self._saved_step = -1
         self._saved_at = 0.0
@@ -138,10 +138,10 @@ class SolverCheckpoint(Checkpoint):
             time.monotonic() - self._saved_at >= self.every_seconds
         )
         if trainer.world_size == 1:
-            return (self._is_due or late) and self._pace.is_ready
+            return (self._is_due or late) and self.pace.is_ready
         if not self._is_due and self.every_seconds is None:
             return False
-        ready = trainer.is_global_zero and (self._is_due or late) and self._pace.is_ready
+        ready = trainer.is_global_zero and (self._is_due or late) and self.pace.is_ready
         return agree(trainer, ready, all_ranks=False, advice="go on from the last checkpoint")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -167,8 +167,8 @@ class SolverCheckpoint(Checkpoint):
         self._is_due = False
         self._saved_at = time.monotonic()
         try:
-            with self._pace.measure():
-                self._write(trainer, pl_module, step)
+            with self.pace.measure():
+                self.write(trainer, pl_module, step)
         except (CheckpointError, OSError) as error:
             self.best_residual, self.best_step = best
             if at_end:
@@ -177,7 +177,8 @@ class SolverCheckpoint(Checkpoint):
         else:
             self._saved_step = step
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+    def write(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        """Save the last checkpoint, and the best where this is it; every rank takes part."""
         worst = solver_module(pl_module).solver.progress().worst
         better = worst < self.best_residual
         if better:

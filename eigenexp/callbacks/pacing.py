@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from eigenexp.errors import InputError
 
@@ -24,12 +24,19 @@ class Pace:
         Largest part of the wall time the act may take, in (0, 1]; ``None`` for no limit.
     name
         The setting's name, for the error.
+    clock
+        Seconds since whenever.
     """
 
-    def __init__(self, share: float | None, name: str = "share") -> None:
+    def __init__(
+        self,
+        share: float | None,
+        name: str = "share",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if share is not None and not 0 < share <= 1:
             raise InputError(f"{name}: expected a part of the time in (0, 1] or None, got {share}")
-        self.share = share
+        self.share, self._clock = share, clock
         # The median of three: one hiccup of a disk does not space out what follows.
         self._costs: deque[float] = deque(maxlen=3)
         self._began = 0.0
@@ -44,13 +51,13 @@ class Pace:
     @property
     def is_ready(self) -> bool:
         """Whether the act may be done now."""
-        return time.monotonic() - self._began >= self.interval
+        return self._clock() - self._began >= self.interval
 
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
         """Take the time of one act."""
-        self._began = time.monotonic()
+        self._began = self._clock()
         try:
             yield
         finally:
-            self._costs.append(time.monotonic() - self._began)
+            self._costs.append(self._clock() - self._began)

@@ -69,13 +69,14 @@ def leave_at_exit() -> None:
     Where nobody does, threads of gloo that let go of a collective's tensors while the interpreter
     is shutting down abort the process: a few in a hundred runs end with code 134.
     """
-    global _leaves
-    if not _leaves and dist.is_available() and dist.is_initialized():
-        _leaves = True
+    global leaving
+    if not leaving and dist.is_available() and dist.is_initialized():
+        leaving = True
         atexit.register(_leave)
 
 
-_leaves = False
+leaving = False
+"""Whether this process leaves the others when it exits."""
 
 
 def _leave() -> None:

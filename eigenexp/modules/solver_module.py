@@ -81,6 +81,11 @@ class SolverModule(TurnModule):
         self._fingerprint: dict[str, Any] | None = None
 
     @property
+    def operator_options(self) -> dict[str, Any]:
+        """What the operator is made with when a fit begins."""
+        return dict(self._operator_options)
+
+    @property
     def solver(self) -> Eigensolver:
         """The solver; available from the start of ``trainer.fit`` on."""
         if self._solver is None:

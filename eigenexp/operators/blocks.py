@@ -84,7 +84,7 @@ class Blocks:
             try:
                 with self._route.running():
                     chunk = rows(done, done + size)
-                    results = _call(function, chunk.clone() if chunk.is_inference() else chunk)
+                    results = call(function, chunk.clone() if chunk.is_inference() else chunk)
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not _out_of_memory(error):
                     raise
@@ -102,7 +102,8 @@ class Blocks:
             yield results
 
 
-def _call(function: Function, chunk: Tensor) -> tuple[Tensor, ...]:
+def call(function: Function, chunk: Tensor) -> tuple[Tensor, ...]:
+    """Return ``function`` of every row of ``chunk``, at once where there are several."""
     if len(chunk) > 1:
         batched: tuple[Tensor, ...] = torch.func.vmap(function)(chunk)
         return batched

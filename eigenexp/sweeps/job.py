@@ -142,7 +142,7 @@ class SweepJob:
             state, facts = FAILED, {"error": summary(error, whole=True), "traceback": _trace(error)}
         seconds = spent + time.perf_counter() - began
         facts.setdefault("row", problem_row(settings))["seconds"] = round(seconds, 3)
-        facts |= {"threads": self._threads(settings), "exit_code": exit_code}
+        facts |= {"threads": self.threads_for(settings), "exit_code": exit_code}
         folder.write_job(job.index, state, seconds=seconds, **facts)
         return state, exit_code
 
@@ -171,7 +171,7 @@ class SweepJob:
             settings,
             tags={**settings.tags, **tags},
             root=self.root,
-            threads=self._threads(settings),
+            threads=self.threads_for(settings),
             # Many at a time, on one screen or none.
             trainer=replace(settings.trainer, enable_progress_bar=False),
         )
@@ -179,7 +179,8 @@ class SweepJob:
         run = RunFolder(Path(self.root), begun) if begun else None
         return runs.fit(given, run=run, say=lambda line: None)
 
-    def _threads(self, settings: FitConfig) -> int | None:
+    def threads_for(self, settings: FitConfig) -> int | None:
+        """Return the threads each process of a job of these settings takes."""
         if settings.threads is not None:
             return settings.threads
         if self.threads is None:

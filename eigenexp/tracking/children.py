@@ -185,12 +185,12 @@ class ChildRuns:
     """
 
     def __init__(self, store: Store, parent: str, folder: Path) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         if parent.startswith("offline-"):
             log.warning("no child runs: the tracking store has not named the parent run yet")
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._process = start_module(
+        self.process = start_module(
             "eigenexp.tracking.children",
             {"root": str(store.root), "uri": store.uri, "run": parent, "folder": str(folder)},
             output=folder / "children.log",
@@ -199,12 +199,12 @@ class ChildRuns:
 
     def close(self, timeout: float = 60.0) -> bool:
         """Let it make the last ones and wait for it; return whether it ended in time."""
-        if self._process is None:
+        if self.process is None:
             return False
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         try:
-            return self._process.wait(timeout) == 0
+            return self.process.wait(timeout) == 0
         except subprocess.TimeoutExpired:
             return False  # it ends by itself
 

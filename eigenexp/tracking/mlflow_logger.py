@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -132,6 +133,11 @@ class MLflowLogger(Logger):
         return self._run_id
 
     run_id = version
+
+    @property
+    def sender(self) -> subprocess.Popen[bytes] | None:
+        """The process that sends, where this logger started one."""
+        return None if self._outbox is None else self._outbox.process
 
     @property
     def save_dir(self) -> str:

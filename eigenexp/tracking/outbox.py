@@ -48,6 +48,11 @@ class Outbox:
     ------
     TrackingError
         When the store's folder cannot be written.
+
+    Attributes
+    ----------
+    process
+        The process that sends; None before there is one, and in a copy.
     """
 
     def __init__(
@@ -59,7 +64,7 @@ class Outbox:
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
     ) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._held_back: deque[Record] = deque(maxlen=_HELD_BACK)
         self._warned = False
         self._open = True
@@ -94,7 +99,7 @@ class Outbox:
             state = self._read_state()
             if self._run_id is not None:
                 return check_run_id(self._run_id)
-            stopped = self._process is None or self._process.poll() is not None
+            stopped = self.process is None or self.process.poll() is not None
             late = time.monotonic() > end
             if state.error or stopped or late:
                 reason = "the sender stopped" if stopped else f"no answer in {timeout:.0f} s"
@@ -172,7 +177,7 @@ class Outbox:
         except OSError as error:
             self._tell_once(error)
         self._read_state()  # tells of a rival
-        if self._process is None or self._process.poll() is not None:
+        if self.process is None or self.process.poll() is not None:
             self._launch()
 
     def wait(self, timeout: float) -> bool:
@@ -231,12 +236,12 @@ class Outbox:
         done = self._wait(timeout)  # still there to tell the run's id
         self.append({"k": "end"})
         self._tell_refused()
-        if done and self._process is not None and not SENDERS.stays:
-            SENDERS.release(self._process)  # it need not wait for our end
+        if done and self.process is not None and not SENDERS.stays:
+            SENDERS.release(self.process)  # it need not wait for our end
             try:
-                self._process.wait(5.0)
+                self.process.wait(5.0)
             except subprocess.TimeoutExpired:
-                log.debug("sender %s goes on by itself", self._process.pid)
+                log.debug("sender %s goes on by itself", self.process.pid)
         self._end(say_so=False)
         return done
 
@@ -257,14 +262,14 @@ class Outbox:
             self.append({"k": "end"})
         self._open = False
         self.spool.close()
-        if self._process is not None:
-            SENDERS.end(self._process, self.spool)
+        if self.process is not None:
+            SENDERS.end(self.process, self.spool)
 
     def _launch(self) -> None:
-        if self._process is not None:
-            SENDERS.release(self._process)
+        if self.process is not None:
+            SENDERS.release(self.process)
         try:
-            self._process = SENDERS.start(self.spool, self._store, os.getpid())
+            self.process = SENDERS.start(self.spool, self._store, os.getpid())
         except OSError as error:
             self._tell_once(error)
 
@@ -286,7 +291,7 @@ class Outbox:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process; a copy in another one appends to the spool."""
-        return {**self.__dict__, "_process": None, "spool": Spool(self.spool.folder)}
+        return {**self.__dict__, "process": None, "spool": Spool(self.spool.folder)}
 
 
 def _find_spool(store: Store, run_id: str) -> Spool | None:

@@ -27,9 +27,9 @@ def test_loggers_write_out_before_a_checkpoint(small_problem: Problem, tmp_path:
             order.append("save")
 
     class Watching(ee.SolverCheckpoint):
-        def _write(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
+        def write(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
             order.clear()
-            super()._write(trainer, module, step)
+            super().write(trainer, module, step)
 
         def state_dict(self) -> dict[str, Any]:
             order.append("checkpoint")
@@ -47,8 +47,8 @@ def test_saving_that_costs_much_is_spaced_out_and_the_end_is_saved_all_the_same(
 
     def steps_saved(name: str, share: float | None) -> list[int]:
         class Slow(ee.SolverCheckpoint):
-            def _write(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
-                super()._write(trainer, module, step)
+            def write(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
+                super().write(trainer, module, step)
                 saved.setdefault(name, []).append(step)
                 time.sleep(0.05)
 
@@ -76,23 +76,27 @@ def test_a_save_that_had_to_wait_is_made_up_for(small_problem: Problem, tmp_path
             trainer_step[0] = trainer.global_step
             super().on_train_batch_end(trainer, *rest)
 
-        def _write(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
+        def write(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
             written.append(step)
 
     watching = Watching(tmp_path / "c", every_n_steps=10)
-    watching._pace = Blocked(0.5)
+    watching.pace = Blocked(0.5)
     fit(small_problem, tmp_path, [watching], steps=16)
     assert written == [13, 16]
 
 
 def test_pace_follows_the_median_cost() -> None:
-    pace = Pace(0.1)
+    now = [100.0]
+    pace = Pace(0.1, clock=lambda: now[0])
     assert pace.is_ready
     for cost in (0.02, 0.001, 0.001):
         with pace.measure():
-            time.sleep(cost)
-    assert 0.01 <= pace.interval < 0.2  # the one slow save is not what counts
+            now[0] += cost
+    assert pace.interval == pytest.approx(0.01)  # the one slow save is not what counts
+    now[0] += 0.008
     assert not pace.is_ready
+    now[0] += 0.002
+    assert pace.is_ready
     assert Pace(None).interval == 0
     for share in (0.0, -1.0, 1.5):
         with pytest.raises(InputError, match="max_share"):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -324,8 +325,11 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_whole(tmp_path: Pa
         with contextlib.suppress(OSError), (root / "filler").open("wb", 0) as file:
             while file.write(bytes(4096)):
                 pass
-        time.sleep(1.0)
-        assert process.poll() is None  # it goes on
+        worked = psutil.Process(process.pid)
+        enough = worked.cpu_times().user + 0.5
+        while worked.cpu_times().user < enough:  # it goes on
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 1

@@ -326,6 +326,7 @@ def test_unknown_methods_and_settings_name_what_exists() -> None:
 def test_finite_products_whose_sum_overflows_are_not_taken_for_nan() -> None:
     solver = METHODS["power"](1000, k=1, which="top", dtype=torch.float32)
     block = solver.ask()
-    solver._check_products(torch.full_like(block, 1e36), block)
     with pytest.raises(ProductError, match="finite"):
-        solver._check_products(torch.full_like(block, torch.inf), block)
+        solver.tell(torch.full_like(block, torch.inf))
+    solver.tell(torch.full_like(block, 1e36))
+    assert solver.num_products == block.shape[1]

@@ -59,13 +59,14 @@ def test_the_configuration_reaches_the_operator() -> None:
     overrides = ["operator.recompute=true", "operator.chunk_size=3", "operator.model_dtype=fp16"]
     settings = compose_config(["image.crop=16", *overrides])
     module = build_module(settings, network(), build_picture(settings))
-    assert module._operator_options == {
+    expected = {
         "route": "auto",
         "chunk_size": 3,
         "recompute": True,
         "compile": False,
         "model_dtype": torch.float16,
     }
+    assert module.operator_options == expected
     saved = plain_config(settings)
     del saved["operator"]  # a run saved before there was such a group
     older = override_config(saved, [])

@@ -78,14 +78,14 @@ def test_out_of_memory_halves_the_chunk(monkeypatch, error):
     operator = FisherOperator(model, image, chunk_size=8)
     v = randn(operator.shape[0], 11)
     expected = operator @ v
-    call = blocks_module._call
+    call = blocks_module.call
 
     def cramped(function, chunk):
         if len(chunk) > 2:
             raise error
         return call(function, chunk)
 
-    monkeypatch.setattr(blocks_module, "_call", cramped)
+    monkeypatch.setattr(blocks_module, "call", cramped)
     with pytest.warns(UserWarning, match="memory ran out") as caught:
         product = operator @ v
     assert [str(w.message)[:58] for w in caught] == [
@@ -102,10 +102,10 @@ def test_other_errors_and_memory_for_one_column_are_not_hidden(monkeypatch):
     def fails(function, chunk):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(blocks_module, "_call", fails)
+    monkeypatch.setattr(blocks_module, "call", fails)
     with pytest.raises(torch.OutOfMemoryError):
         operator @ randn(operator.shape[0], 4)
-    monkeypatch.setattr(blocks_module, "_call", lambda function, chunk: {}["no memory error"])
+    monkeypatch.setattr(blocks_module, "call", lambda function, chunk: {}["no memory error"])
     with pytest.raises(KeyError):
         operator @ randn(operator.shape[0], 4)
 
@@ -114,7 +114,7 @@ def test_the_dense_jacobian_goes_on_where_memory_ran_out(monkeypatch):
     model, image = build("conv net")
     operator = JacobianOperator(model, image, chunk_size=8)
     expected = operator.to_dense()
-    call, sizes = blocks_module._call, []
+    call, sizes = blocks_module.call, []
 
     def cramped(function, chunk):
         if len(sizes) >= 2 and len(chunk) > 3:
@@ -122,7 +122,7 @@ def test_the_dense_jacobian_goes_on_where_memory_ran_out(monkeypatch):
         sizes.append(len(chunk))
         return call(function, chunk)
 
-    monkeypatch.setattr(blocks_module, "_call", cramped)
+    monkeypatch.setattr(blocks_module, "call", cramped)
     with pytest.warns(UserWarning, match="memory ran out with 8 columns at once") as caught:
         again = operator.to_dense()
     assert len(caught) == 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import eigenexp as ee
 from eigenexp.errors import CheckpointError
+from eigenexp.operators import BatchedFisherOperator
 from eigenexp.pictures.sources import PictureSource, picture_sources
 from eigenexp.study.cohort import Cohort, Finished, SolveSettings
 from eigenexp.study.planning import cohorts
@@ -80,13 +81,14 @@ def test_finished_pictures_make_room_for_waiting_ones(
 ) -> None:
     monkeypatch.setattr("eigenexp.study.cohort.SET_UP_PASSES", 0.5)
     members: list[list[int]] = []
-    build = Cohort._build
 
-    def spy(self: Cohort, places: Any) -> Any:
-        members.append([place.position for place in places])
-        return build(self, places)
+    def spy(model: Small, images: list[Tensor], **options: Any) -> BatchedFisherOperator:
+        members.append(
+            [i for image in images for i, one in enumerate(pictures) if torch.equal(one, image)]
+        )
+        return BatchedFisherOperator(model, images, **options)
 
-    monkeypatch.setattr(Cohort, "_build", spy)
+    monkeypatch.setattr("eigenexp.study.cohort.BatchedFisherOperator", spy)
     finished = run(Cohort(model, sources(pictures), range(7), settings(3, tol=1e-2)))
     assert sorted(finished) == list(range(7))
     assert members[0] == [0, 1, 2]

@@ -54,8 +54,8 @@ def test_processes_of_a_job() -> None:
 def test_threads_of_a_job_are_those_of_all_its_processes() -> None:
     job = SweepJob("r", "s", threads=8)
     settings = compose_config(["trainer=cpu", "trainer.devices=4"])
-    assert job._threads(settings) == 2
-    assert job._threads(compose_config(["trainer=cpu"])) == 8
+    assert job.threads_for(settings) == 2
+    assert job.threads_for(compose_config(["trainer=cpu"])) == 8
 
 
 TAKE = """

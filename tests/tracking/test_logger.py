@@ -40,7 +40,7 @@ def make_logger(root):
     yield make
     for each in made:
         each.close(0.0)
-        process = each._outbox._process
+        process = each.sender
         if process.poll() is None:
             process.kill()
         process.wait()
@@ -193,8 +193,8 @@ def test_store_dead_from_the_start(make_logger, tmp_path, store, caplog):
     assert not logger.close(1.0)
     assert time.monotonic() - start < 40
     assert "eigenexp sync" in caplog.text
-    logger._outbox._process.kill()
-    logger._outbox._process.wait()
+    logger.sender.kill()
+    logger.sender.wait()
     (spool,) = find_spools(store.root)
     meta = (spool.folder / "meta.json").read_text()
     (spool.folder / "meta.json").write_text(meta.replace(DEAD, store.uri))  # the store is back
@@ -230,8 +230,8 @@ raise SystemExit(3)
 
 def test_who_waits_already_can_be_told_to_stop(make_logger):
     logger = make_logger()
-    logger._outbox._process.kill()
-    logger._outbox._process.wait()
+    logger.sender.kill()
+    logger.sender.wait()
     logger.log_metrics({"a": 1.0}, 0)
     threading.Timer(0.2, logger.limit, [0.1]).start()
     start = time.monotonic()
@@ -242,8 +242,8 @@ def test_who_waits_already_can_be_told_to_stop(make_logger):
 
 def test_dead_sender_is_replaced_at_the_next_save(make_logger, store):
     logger = make_logger()
-    logger._outbox._process.kill()
-    logger._outbox._process.wait()
+    logger.sender.kill()
+    logger.sender.wait()
     logger.log_metrics({"a": 1.0}, 3)
     logger.save()
     logger.finalize("success")

@@ -58,11 +58,11 @@ def test_a_password_reaches_the_server_and_no_file_argument_or_message(
     address = server.uri.replace("http://", f"http://bob:{SECRET}@")
     root = tmp_path / "mlruns"
     logger = MLflowLogger("secret", root=root, tracking_uri=address, drain_timeout=60)
-    sender = psutil.Process(logger._outbox._process.pid)
+    sender = psutil.Process(logger.sender.pid)
     arguments = [" ".join(sender.cmdline())]
     study = tmp_path / "study"
     children = ChildRuns(logger.store, logger.version, study)
-    arguments.append(" ".join(psutil.Process(children._process.pid).cmdline()))
+    arguments.append(" ".join(psutil.Process(children.process.pid).cmdline()))
     logger.log_metrics({"a": 1.0}, 1)
     logger.log_hyperparams({"x": 1})
     kept = contents(tmp_path)
@@ -84,8 +84,8 @@ def test_a_dead_server_is_told_without_the_password(root, monkeypatch, caplog):
     assert logger.is_offline
     logger.log_metrics({"a": 1.0}, 1)
     assert not logger.close(0.5)
-    logger._outbox._process.kill()
-    logger._outbox._process.wait()
+    logger.sender.kill()
+    logger.sender.wait()
     (report,) = sync(root)
     with pytest.raises(EigenexpError) as caught:
         Store(root, address).find_run("abc")
@@ -102,8 +102,8 @@ def test_what_waits_is_sent_with_the_password_of_the_environment(server, root, m
     logger = MLflowLogger("e", root=root, tracking_uri="http://127.0.0.1:9", start_timeout=0)
     logger.log_metrics({"a": 1.0}, 1)
     logger.close(0.0)
-    logger._outbox._process.kill()
-    logger._outbox._process.wait()
+    logger.sender.kill()
+    logger.sender.wait()
     (spool,) = find_spools(root)
     (spool.folder / "meta.json").write_text(json.dumps({**spool.meta, "uri": server.uri}))
     seen = []

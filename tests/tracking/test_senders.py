@@ -16,7 +16,7 @@ from tests.tracking.conftest import history
 def log_one(root, value: float) -> tuple[str, int]:
     logger = MLflowLogger("e", root=root)
     logger.log_metrics({"a": value}, 1)
-    process = logger._outbox._process.pid
+    process = logger.sender.pid
     logger.finalize("success")
     logger.close()
     return logger.version, process

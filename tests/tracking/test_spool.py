@@ -126,7 +126,7 @@ def test_full_disk_holds_records_back_and_goes_on(tmp_path, monkeypatch, caplog)
     outbox.append({"s": 3})
     assert [r["s"] for r, *_ in outbox.spool.read(SpoolState(), 99) if "s" in r] == [0, 1, 2, 3]
     assert caplog.text.count("No space left") == 1
-    outbox._end()
+    outbox.close(0.0)
 
 
 def test_partial_write_is_taken_back(journal, monkeypatch):
