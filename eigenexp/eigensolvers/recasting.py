@@ -43,8 +43,9 @@ def recast_solver(
     """
     dtype = state_dtype(state)
     problem = operator.problem
-    before = make_solver(replace(problem, dtype=dtype, embedding=None), **settings)
+    before = make_solver(replace(problem, dtype=dtype), **settings)
     before.load_state_dict(state)
+    before.embedding = None  # coordinates are gone on from, not pictures
     found = before.result().eigenvectors.flatten(1).mT
     start = found.to(dtype=problem.dtype, device=problem.device)
     if problem.start is not None:
