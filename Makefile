@@ -45,10 +45,14 @@ coverage: $(VENV)/.installed-test ## Run the test suite and measure what it cove
 slow: $(VENV)/.installed-slow ## Run the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=1200
 
-# What leans most on other packages: files, figures, stores, configuration, loggers, callbacks.
+# What leans most on other packages: files, figures, stores, configuration, loggers, callbacks, and
+# Lightning's doors with the solvers behind them.
 LOWEST := tests/test_dependencies.py tests/pictures tests/plots tests/runs tests/report \
-  tests/checkpoints tests/callbacks tests/experiments/test_config.py \
-  tests/tracking/test_store.py tests/tracking/test_spool.py tests/operators/test_dense.py
+  tests/checkpoints tests/storage tests/callbacks tests/experiments/test_config.py \
+  tests/tracking/test_store.py tests/tracking/test_spool.py tests/operators/test_dense.py \
+  $(addprefix tests/modules/test_,lightning_door.py eigendistortion.py study.py stochastic.py \
+  operator_options.py) \
+  $(addprefix tests/eigensolvers/test_,null_space.py dense_solvers.py strided.py)
 
 $(VENV)-lowest/.installed: pyproject.toml constraints-lowest.txt
 	@echo "creating $(VENV)-lowest, versions from constraints-lowest.txt"
