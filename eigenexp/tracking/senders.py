@@ -108,7 +108,8 @@ class Senders:
             if process.poll() is None:
                 return process
         for place, (process, folder) in enumerate(self._staying):
-            if process.poll() is None and not folder.exists():
+            # What says of whom a spool is goes as soon as it is removed, the folder last.
+            if process.poll() is None and not (folder / "meta.json").exists():
                 del self._staying[place]
                 return process
         return None
