@@ -21,6 +21,7 @@ __all__ = [
     "TrackingError",
     "first_line",
     "one_line",
+    "origin",
     "summary",
 ]
 
@@ -97,3 +98,10 @@ def summary(error: BaseException, *, whole: bool = False) -> str:
     if not str(error).strip():
         return type(error).__name__
     return f"{type(error).__name__}: {one_line(error) if whole else first_line(error)}"
+
+
+def origin(error: BaseException) -> BaseException:
+    """Return what a model itself raised, of the error that tells of it; else ``error``."""
+    while isinstance(error, ModelError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error

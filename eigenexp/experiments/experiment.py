@@ -21,6 +21,7 @@ from eigenexp.experiments.picture import RunResult, Start, solve_picture
 from eigenexp.experiments.resuming import (
     claim_unfinished,
     hold_run,
+    is_before_checkpoints,
     locate_run,
     refresh_run,
     resumed_picture,
@@ -30,6 +31,7 @@ from eigenexp.experiments.schema import FitConfig
 from eigenexp.experiments.session import set_threads, without_credentials
 from eigenexp.experiments.study import StudyResult, fit_study, is_study
 from eigenexp.experiments.targets import build_model
+from eigenexp.pictures.picture import Picture
 from eigenexp.runs.folder import RunFolder, open_root
 
 __all__ = ["RunResult", "fit", "resume"]
@@ -73,7 +75,8 @@ def fit(
         if claimed is None:
             say("no unfinished run of these settings; a new one begins")
             return _begin(settings, root, say)
-        say(f"going on with the unfinished run {claimed.run.run_id}, from {claimed.source}")
+        where = "its beginning" if claimed.source == claimed.run.record_path else claimed.source
+        say(f"going on with the unfinished run {claimed.run.run_id}, from {where}")
         return _go_on(settings, claimed.run, claimed.checkpoint, say)
 
 
@@ -103,11 +106,26 @@ def _go_on(
     root = Path(settings.root)
     if is_study(settings):
         return _solve_study(settings, root, run, say=say)
-    if checkpoint is None:
-        picture = build_picture(settings)
-    else:
-        picture = resumed_picture(run, settings, checkpoint.metadata, say)
+    saved = _record(run) if checkpoint is None else checkpoint.metadata
+    picture = resumed_picture(run, settings, saved, say)
+    if checkpoint is None and not _is_the_same(picture, saved):
+        say(f"run {run.run_id} began with another picture; a new one begins")
+        return solve_picture(settings, root, say=say)
     return solve_picture(settings, root, Start(run, checkpoint, picture), say=say)
+
+
+def _is_the_same(picture: Picture, saved: Mapping[str, Any]) -> bool:
+    """Whether a picture is the one a run's record tells of, where it tells of one."""
+    began = saved.get("picture")
+    known = began.get("sha256") if isinstance(began, Mapping) else None
+    return known is None or known == picture.record["sha256"]
+
+
+def _record(run: RunFolder) -> Mapping[str, Any]:
+    try:
+        return run.read_record()
+    except CheckpointError:  # killed before it had one
+        return {}
 
 
 def _newest(run: RunFolder) -> Checkpoint | None:
@@ -156,32 +174,34 @@ def resume(
         def locate() -> list[str | None]:
             found = locate_run(name, Path(root).absolute(), say)
             stack.enter_context(found.hold())
-            if not found.is_study:
-                last = read_checkpoint(given) if given.is_file() else refresh_run(found, say)
-                opened.append(last)
+            if given.is_file():
+                opened.append(read_checkpoint(given))
+            elif not found.is_study and not is_before_checkpoints(found):
+                opened.append(refresh_run(found, say))
             return [str(found.root), found.run_id, str(opened[0].path) if opened else None]
 
         folder, run_id, path = decided_by_first(locate)
         run = RunFolder(Path(folder), run_id)
-        if path is None:
+        if path is None and run.is_study:
             return _resume_study(run, overrides, force, trust, say)
-        checkpoint = opened[0] if opened else read_checkpoint(path)
+        checkpoint = opened[0] if opened else read_checkpoint(path) if path else None
         return _resume_picture(run, checkpoint, overrides, force, trust, say)
 
 
 def _resume_picture(
     run: RunFolder,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     overrides: Sequence[str],
     force: bool,
     trust: bool,
     say: Say,
 ) -> RunResult:
-    saved = checkpoint.metadata
+    saved = run.read_record() if checkpoint is None else checkpoint.metadata
     if not isinstance(saved.get("config"), Mapping):
         raise CheckpointError(
-            f"{checkpoint.path}: expected the run's configuration in the checkpoint, got none; "
-            "continue it from your script with trainer.fit(module, ckpt_path=…)"
+            f"{run.record_path if checkpoint is None else checkpoint.path}: expected the run's "
+            "configuration, got none; continue it from your script with "
+            "trainer.fit(module, ckpt_path=…)"
         )
     # The folder may have moved since; a changed root would start another store.
     config = {**saved["config"], "root": str(run.root)}
@@ -190,7 +210,15 @@ def _resume_picture(
     new_picture = any(key == "image" or key.startswith("image.") for key in changed)
     picture = build_picture(settings) if new_picture else resumed_picture(run, settings, saved, say)
     intended = ("dtype",) if "trainer.precision" in changed else ()
-    say(f"resuming from {checkpoint.path}")
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint.path}")
+    elif force or new_picture or _is_the_same(picture, saved):
+        say(f"run {run.run_id} has no checkpoint yet: it begins again")
+    else:
+        raise CheckpointError(
+            f"run {run.run_id}: expected the picture that it began with, got another; begin a new "
+            "run, or pass --force"
+        )
     start = Start(run, checkpoint, picture, force, trust, intended)
     return solve_picture(settings, open_root(run.root), start, say=say)
 

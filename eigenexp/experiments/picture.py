@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,16 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import Logger
 
-from eigenexp.callbacks import GracefulStop, ResultFiles
+from eigenexp.callbacks import (
+    ConvergenceLogging,
+    DistortionPictures,
+    GracefulStop,
+    ResultFiles,
+)
 from eigenexp.callbacks.sending import send_description, send_settings
 from eigenexp.checkpoints.files import Checkpoint
 from eigenexp.distributed.ranks import is_first_rank
-from eigenexp.errors import TrackingError
+from eigenexp.errors import CheckpointError, TrackingError, origin
 from eigenexp.experiments.building import (
     build_callbacks,
     build_loggers,
@@ -161,7 +166,8 @@ def _run(solve: _Solve, say: Callable[[str], None]) -> RunResult:
         if checkpoint is None:
             begin.now()
         ours = build_callbacks(settings, folder.checkpoints, results, stop)
-        trainer = build_trainer(settings, loggers, [begin, *ours, *solve.own[1]])
+        owed = [_LastStage(ours)] if checkpoint is not None and not _is_over(folder) else []
+        trainer = build_trainer(settings, loggers, [begin, *ours, *owed, *solve.own[1]])
         if is_first:
             size = tuple(solve.picture.tensor.shape[1:])
             say(f"run {folder.run_id}: {solve.title}, {size}, files under {folder.root}")
@@ -196,6 +202,9 @@ def _record_start(solve: _Solve, loggers: list[Logger]) -> None:
     if is_first_rank():
         solve.folder.write_record(
             status="RUNNING",
+            stop_reason=None,
+            error=None,
+            fetched=None,
             config=plain_config(settings),
             picture=picture.record,
             title=solve.title,
@@ -247,6 +256,43 @@ class _Beginning(L.Callback):
         self.now()
 
 
+class _LastStage(L.Callback):
+    """Lets callbacks do again what a process that died in a run's last stage may not have done.
+
+    Where the checkpoint is at ``max_steps`` already Lightning trains nothing and calls neither the
+    start nor the end of a training; whatever was done before is not done twice.
+
+    Parameters
+    ----------
+    callbacks
+        Among them those that write and log.
+    """
+
+    def __init__(self, callbacks: Sequence[L.Callback]) -> None:
+        kinds = (ConvergenceLogging, DistortionPictures, ResultFiles)
+        self._callbacks = [callback for callback in callbacks if isinstance(callback, kinds)]
+        self._trained = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._trained = True
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._trained:
+            return
+        for callback in self._callbacks:
+            callback.on_train_start(trainer, pl_module)
+        for callback in self._callbacks:
+            callback.on_train_end(trainer, pl_module)
+
+
+def _is_over(folder: RunFolder) -> bool:
+    """Whether a run's end is recorded."""
+    try:
+        return folder.read_record().get("status") == "FINISHED"
+    except CheckpointError:
+        return False
+
+
 def _facts(solve: _Solve, status: str) -> dict[str, Any]:
     """Return the run's line in a table of runs; without a result, what it was to be."""
     row = {**problem_row(solve.settings), "picture": solve.picture.name}
@@ -263,7 +309,7 @@ def _stop_reason(trainer: Any, module: EigendistortionModule, status: str, code:
     """Say why the run ended, also where the trainer and not the solver ended it."""
     if status == "FAILED":
         error = sys.exc_info()[1]
-        return f"failed: {type(error).__name__}" if error is not None else "failed"
+        return f"failed: {type(origin(error)).__name__}" if error is not None else "failed"
     if status == "KILLED":
         return "max_time" if code == OUT_OF_TIME else "signal"
     reason = module.solver.stop_reason

@@ -42,6 +42,7 @@ __all__ = [
     "claim_unfinished",
     "fetch_run",
     "hold_run",
+    "is_before_checkpoints",
     "locate_run",
     "refresh_run",
     "resumed_picture",
@@ -85,9 +86,10 @@ class Unfinished:
     run
         Held for this process.
     source
-        What it goes on from: the file of a checkpoint, or a study's plan.
+        What it goes on from: the file of a checkpoint, a study's plan, or the record of a run
+        that ended before it had either.
     checkpoint
-        Read from ``source``; ``None`` for a study.
+        Read from ``source``; ``None`` for a study, and for a run that begins again.
     """
 
     run: RunFolder
@@ -100,9 +102,9 @@ def claim_unfinished(settings: FitConfig, root: Path) -> Iterator[Unfinished | N
     """Yield the newest unfinished run of these settings, held for the block.
 
     A run counts as unfinished when it was killed, failed, or ran out of time, and has a checkpoint
-    that is whole; a study, when it has its plan, which then stands for the checkpoint. One that
-    another process works on is passed over, so that of two commands that start at once each gets a
-    run of its own. ``None`` where there is none.
+    that is whole, or none at all: it begins again then. A study's plan stands for the checkpoint.
+    One that another process works on is passed over, so that of two commands that start at once
+    each gets a run of its own. ``None`` where there is none.
     """
     wanted = settings_hash(plain_config(settings))
     with ExitStack() as stack:
@@ -149,11 +151,18 @@ def _unfinished(run: RunFolder) -> Unfinished | None:
     plan = run.results / "study.json"
     if plan.is_file():
         return Unfinished(run, plan, None)
+    if is_before_checkpoints(run):
+        return Unfinished(run, run.record_path, None)
     try:
         checkpoint = newest_checkpoint(run.checkpoints)  # warns of each that is damaged
     except CheckpointError:
         return None
     return Unfinished(run, checkpoint.path, checkpoint)
+
+
+def is_before_checkpoints(run: RunFolder) -> bool:
+    """Whether a run on this machine ended before its first checkpoint."""
+    return run.record_path.is_file() and not any(run.checkpoints.glob("*.ckpt"))
 
 
 def hold_run(run: RunFolder) -> AbstractContextManager[None]:
@@ -297,7 +306,7 @@ def resumed_picture(
     settings
         The present configuration.
     saved
-        The checkpoint's metadata; its picture's hash decides.
+        The checkpoint's metadata, or the run's record; its picture's hash decides.
     say
         Told when the stored picture is used.
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 
 from eigenexp.callbacks import GracefulStop
 from eigenexp.callbacks.progress_lines import ProgressLines
 from eigenexp.callbacks.sending import send_settings
 from eigenexp.callbacks.study_progress import StudyLogging, StudyProgressBar
 from eigenexp.distributed.ranks import is_first_rank
-from eigenexp.errors import TrackingError
+from eigenexp.errors import TrackingError, origin
 from eigenexp.experiments.building import (
     build_loggers,
     build_mlflow_logger,
@@ -112,69 +113,89 @@ def fit_study(
     module = _build_module(settings, model, run)
     check_settings(settings, module)
     own = own_loggers(settings), own_callbacks(settings)
-    source = _short(settings.image.path)
-    title = f"{model_name(settings.model)} at {source}"
+    title = f"{model_name(settings.model)} at {_short(settings.image.path)}"
     mlflow = build_mlflow_logger(settings, root, run, title) if is_first else None
     run_id = name_run(run, mlflow)
     place = RunFolder(root, run_id)
     module.folder = StudyFolder(place.results)
-    config = plain_config(settings)
-    module.run_metadata = {"config": config, "run_id": run_id}
+    module.run_metadata = {"config": plain_config(settings), "run_id": run_id}
     module.force_resume = force
+    # From the first record on: without its lock a run that says RUNNING counts as dead.
+    with place.hold() if run is None and is_first else nullcontext():
+        return _run(settings, place, title, module, mlflow, own, stop, say)
+
+
+def _run(
+    settings: FitConfig,
+    place: RunFolder,
+    title: str,
+    module: StudyModule,
+    mlflow: MLflowLogger | None,
+    own: tuple[list[Logger], list[L.Callback]],
+    stop: GracefulStop,
+    say: Callable[[str], None],
+) -> StudyResult:
+    """Solve the pictures of a study that is held, and mark how it ended."""
+    is_first, source = is_first_rank(), _short(settings.image.path)
     study = settings.study
     if is_first:
         row = {**problem_row(settings), "picture": source}
         others = left_out(settings.image.path)
         place.write_record(
-            config=config, status="RUNNING", title=title, study=True, row=row, left_out=others
+            config=module.run_metadata["config"],
+            status="RUNNING",
+            stop_reason=None,
+            title=title,
+            study=True,
+            row=row,
+            left_out=others,
         )
         module.folder.forget(failed=study.retry_failed, unproven=study.retry_unproven)
-        say(f"run {run_id}: {title}, files under {place.results}")
+        say(f"run {place.run_id}: {title}, files under {place.results}")
         if others:
             more = ", …" if len(others) > 5 else ""
             files = "1 file" if len(others) == 1 else f"{len(others)} files"
             say(f"{files} left out: {', '.join(others[:5])}{more}")
-    loggers = [*(build_loggers(settings, run_id, mlflow) if is_first else []), *own[0]]
+    loggers = [*(build_loggers(settings, place.run_id, mlflow) if is_first else []), *own[0]]
     children = None
     if mlflow is not None:
-        children = ChildRuns(mlflow.store, run_id, place.results)
+        children = ChildRuns(mlflow.store, place.run_id, place.results)
     callbacks: list[L.Callback] = [stop, StudyLogging()]
     if settings.trainer.enable_progress_bar:
         callbacks.append(StudyProgressBar() if sys.stderr.isatty() else ProgressLines())
     callbacks += own[1]
     trainer = build_trainer(_endless(settings), loggers, callbacks, checkpointing=False)
     status, exit_code = "FAILED", 1
-    with place.hold() if run is None and is_first else nullcontext():
-        try:
-            for logger in loggers:
-                send_settings(logger, shown_settings(settings, source))
-            exit_code = fit_to_the_end(
-                trainer,
-                module,
-                stop,
-                mlflow,
-                lambda: len(module.folder.records()) < module.num_pictures,
-            )
-            status = "KILLED" if exit_code else "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            records = module.folder.records()
-            if is_first:
-                reason = _stop_reason(status, exit_code, len(records), module.num_pictures)
-                progress = f"{len(records)}/{module.num_pictures}"
-                patience = stop.patience if stop.received is not None else _PATIENCE
-                facts = {**problem_row(settings), "picture": source, **records_row(records)}
-                try:
-                    place.write_record(status=status, stop_reason=reason, row=facts)
-                except TrackingError as full:  # what ended the study is more worth telling
-                    log.warning("%s", full)
-                _close(place, reason, progress, status, mlflow, children, patience)
+    try:
+        for logger in loggers:
+            send_settings(logger, shown_settings(settings, source))
+        exit_code = fit_to_the_end(
+            trainer,
+            module,
+            stop,
+            mlflow,
+            lambda: len(module.folder.records()) < module.num_pictures,
+        )
+        status = "KILLED" if exit_code else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        records = module.folder.records()
+        if is_first:
+            reason = _stop_reason(status, exit_code, len(records), module.num_pictures)
+            progress = f"{len(records)}/{module.num_pictures}"
+            patience = stop.patience if stop.received is not None else _PATIENCE
+            facts = {**problem_row(settings), "picture": source, **records_row(records)}
+            try:
+                place.write_record(status=status, stop_reason=reason, row=facts)
+            except TrackingError as full:  # what ended the study is more worth telling
+                log.warning("%s", full)
+            _close(place, reason, progress, status, mlflow, children, patience)
     failed = any(record["status"] == "failed" for record in records.values())
     # Lightning kills a run of which a process ends with another code than 0: the first one tells.
     code = (exit_code or int(failed)) if is_first else 0
-    return StudyResult(run_id, status, code, place.results, records, module.num_pictures)
+    return StudyResult(place.run_id, status, code, place.results, records, module.num_pictures)
 
 
 def _build_module(settings: FitConfig, model: Any, run: RunFolder | None) -> StudyModule:
@@ -207,7 +228,7 @@ def _endless(settings: FitConfig) -> FitConfig:
 def _stop_reason(status: str, exit_code: int, done: int, total: int) -> str:
     error = sys.exc_info()[1]
     if status == "FAILED" and error is not None:
-        return f"failed: {type(error).__name__}"
+        return f"failed: {type(origin(error)).__name__}"
     if status == "KILLED":
         return "max_time" if exit_code == OUT_OF_TIME else "signal"
     return f"{done} of {total} pictures"

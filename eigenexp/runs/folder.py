@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from eigenexp.storage.json_files import read_json
 
 __all__ = [
     "CONVERGENCE_FILE",
+    "DIED",
     "OUT_OF_TIME",
     "RunFolder",
     "find_or_fetch",
@@ -27,6 +28,11 @@ CONVERGENCE_FILE = "convergence.csv"
 """Residuals and eigenvalues of a run over its products, among its results."""
 OUT_OF_TIME = 124
 """Exit code of a run that ``trainer.max_time`` ended, as ``timeout`` has it."""
+DIED = "died"
+"""Why a run stopped whose process is gone without a word."""
+
+# Somebody who only looks whether a run lives holds its lock for a moment.
+_LOCK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,15 +85,33 @@ class RunFolder:
         from filelock import FileLock, Timeout
 
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.checkpoints / ".lock", timeout=0)
+        lock = FileLock(self._lock_path)
         try:
-            lock.acquire()
+            lock.acquire(timeout=_LOCK_SECONDS, poll_interval=0.02)
         except Timeout as error:
             raise CheckpointError(
                 f"run {self.run_id}: expected a run that nobody works on, got one that another "
                 "process is solving; wait for it, or stop it first"
             ) from error
         return self._released(lock)
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.checkpoints / ".lock"
+
+    def _is_abandoned(self) -> bool:
+        """Whether no process works on the run: where that cannot be known, one does."""
+        from filelock import FileLock, Timeout
+
+        if not self._lock_path.exists():
+            return True
+        lock = FileLock(self._lock_path)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError, NotImplementedError):
+            return False
+        lock.release()
+        return True
 
     def write_record(self, **facts: Any) -> None:
         """Add ``facts`` to the run's record, atomically.
@@ -100,7 +124,7 @@ class RunFolder:
         from eigenexp.storage.atomic import write_json_atomic
 
         try:
-            before = self.read_record() if self.record_path.exists() else {}
+            before = self._read() if self.record_path.exists() else {}
         except CheckpointError:  # damaged: what is known now replaces it
             before = {}
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -117,12 +141,32 @@ class RunFolder:
     def read_record(self) -> dict[str, Any]:
         """Return the run's record.
 
+        One that says ``RUNNING`` was left by a process that died where nobody holds the run: its
+        status comes as ``FAILED``, as the tracking store has it, and its ``stop_reason`` as
+        :data:`DIED`. A run that was fetched from a server has the status that the server gave.
+
         Raises
         ------
         CheckpointError
             When the file is missing or damaged.
         """
+        record = self._read()
+        if not _seems_alive(record) or not self._is_abandoned():
+            return record
+        record = self._read()  # it may have ended between the two looks
+        if not _seems_alive(record):
+            return record
+        return {**record, "status": "FAILED", "stop_reason": DIED, "error": _DEATH}
+
+    def _read(self) -> dict[str, Any]:
         return read_json(self.record_path, "the run's record")
+
+
+_DEATH = "its process ended without a word: kill -9, no memory left, or a power cut"
+
+
+def _seems_alive(record: Mapping[str, Any]) -> bool:
+    return record.get("status") == "RUNNING" and not record.get("fetched")
 
 
 def open_root(root: str | Path) -> Path:

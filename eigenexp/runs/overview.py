@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eigenexp.console import known_digits
-from eigenexp.errors import ImageError
+from eigenexp.errors import ImageError, origin
 from eigenexp.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -183,5 +183,5 @@ def description(title: str, spectrum: Spectrum) -> str:
 
 def failed_description(title: str, error: BaseException) -> str:
     """Return what a run that failed is described with."""
-    text = escape_markdown(f"{type(error).__name__}: {error}"[:600])
+    text = escape_markdown(f"{type(origin(error)).__name__}: {error}"[:600])
     return f"**{escape_markdown(title)}** failed.\n\n{text}"

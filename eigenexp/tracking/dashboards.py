@@ -17,6 +17,7 @@ from pathlib import Path
 from eigenexp.errors import CheckpointError, TrackingError
 from eigenexp.runs.folder import RunFolder, open_root
 from eigenexp.tracking import local_store
+from eigenexp.tracking.syncing import settle
 
 __all__ = ["commands", "serve"]
 
@@ -55,6 +56,7 @@ def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
             )
     if importlib.util.find_spec("tensorboard") is None:
         raise TrackingError("TensorBoard: expected it installed; pip install tensorboard")
+    settle(root)  # no page is to say that a dead run goes on
     servers: dict[str, subprocess.Popen[bytes]] = {}
     received: list[int] = []
 
@@ -81,6 +83,7 @@ def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
             time.sleep(0.5)
             if time.monotonic() - looked > _RENAME_SECONDS:
                 _named_logs(root)
+                settle(root)
                 looked = time.monotonic()
         ended = next(name for name, process in servers.items() if process.poll() is not None)
         raise TrackingError(f"{ended} ended by itself; see {root / f'{ended.lower()}.log'}")

@@ -9,7 +9,12 @@ import math
 from typing import Any
 
 from eigenexp.errors import TrackingError
+<<<<<<< HEAD
 from eigenexp.storage.atomic import write_atomic
+=======
+from eigenexp.tracking.dead_runs import came_to_nothing, unsent_checkpoint
+from eigenexp.tracking.files import write_text_atomic
+>>>>>>> 9d93408 (A dead run is told by its lock, taken up before its first checkpoint, and ends its last stage)
 from eigenexp.tracking.names import clean_key
 from eigenexp.tracking.params import MAX_PARAM_LENGTH, log_params
 from eigenexp.tracking.records import Record, is_sound
@@ -82,13 +87,37 @@ class Sender(SpoolRun):
             self.spool.write_state(self.state)
 
     def mark_dead(self) -> None:
-        """Set FAILED on a run whose process is gone without a word."""
-        if not self._taken_over and self.state.status in (None, "RUNNING") and self.state.run_id:
-            self.store.finish_run(self.state.run_id, "FAILED")
-            if self.store.is_server:
-                self._lease.end(self.state.run_id)
-            self.state.status = "FAILED"
-            self._keep()
+        """Set FAILED on a run whose process is gone without a word.
+
+        What it could not hand over any more is sent first: its last checkpoint. A run that came to
+        nothing, of a process that died before it had begun, is deleted.
+        """
+        state = self.state
+        if self._taken_over or state.status not in (None, "RUNNING") or not state.run_id:
+            return
+        if not (state.points or state.rejected) and came_to_nothing(
+            self.spool, self.store, state.run_id
+        ):
+            log.warning("run %s came to nothing and is deleted", state.run_id)
+            self.store.client.delete_run(state.run_id)
+            state.status, state.ended = "FAILED", True
+            self.spool.remove()
+            return
+        self._send_last_checkpoint()
+        self.store.finish_run(state.run_id, "FAILED")
+        if self.store.is_server:
+            self._lease.end(state.run_id)
+        state.status = "FAILED"
+        self._keep()
+
+    def _send_last_checkpoint(self) -> None:
+        with contextlib.suppress(Exception):  # a full artifact store must not keep a run RUNNING
+            record = unsent_checkpoint(self.spool, self.store, self._run_id)
+            if record is not None:
+                self._queue_upload(record)
+                self._keep()
+            while self._upload_one():
+                pass
 
     def finish(self) -> None:
         """Leave nothing of a run that has ended and of which everything was sent."""

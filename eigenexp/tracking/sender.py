@@ -84,7 +84,7 @@ class SpoolWatch:
         if parent_is_gone and sender.state.session.get("pid") == self.parent:
             with contextlib.suppress(Exception):
                 sender.mark_dead()
-        return parent_is_gone
+        return parent_is_gone and not sender.state.uploads
 
 
 class _Stores:

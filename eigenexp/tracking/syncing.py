@@ -11,9 +11,10 @@ from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.tracking.delivery import Sender
 from eigenexp.tracking.records import Record
 from eigenexp.tracking.spool import Spool, find_spools
+from eigenexp.tracking.store import local_store
 from eigenexp.tracking.texts import one_line, printable
 
-__all__ = ["SyncReport", "sync"]
+__all__ = ["SyncReport", "settle", "sync"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,23 @@ def sync(root: str | os.PathLike[str] = "mlruns", run_id: str | None = None) -> 
             f"run {run_id!r}: expected something unsent under {root}, got nothing; "
             "it was sent already, or lies under another root"
         )
+    return reports
+
+
+def settle(root: str | os.PathLike[str]) -> list[SyncReport]:
+    """Send what dead runs have left for the store under ``root``: none of them says RUNNING then.
+
+    For whoever is about to show that store: servers are not asked.
+    """
+    uri = local_store(root).address
+    reports = []
+    for spool in find_spools(root):
+        try:
+            if spool.meta["uri"] != uri or _is_alive(spool.read_state().session):
+                continue
+        except TrackingError:
+            continue
+        reports.append(_sync_one(spool))
     return reports
 
 

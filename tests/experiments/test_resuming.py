@@ -15,10 +15,16 @@ from PIL import Image
 import eigenexp as ee
 from eigenexp.checkpoints.compatibility import ProvenanceWarning
 from eigenexp.checkpoints.files import METADATA_KEY, find_checkpoint, metadata_path, save_checkpoint
-from eigenexp.errors import CheckpointError, ConfigError, ImageError, RunNotFoundError
+from eigenexp.errors import (
+    CheckpointError,
+    ConfigError,
+    EigenexpError,
+    ImageError,
+    RunNotFoundError,
+)
 from eigenexp.experiments.building import build_picture
 from eigenexp.experiments.config import FitConfig, compose_config, plain_config
-from eigenexp.experiments.experiment import fit
+from eigenexp.experiments.experiment import fit, resume
 from eigenexp.experiments.resuming import (
     claim_unfinished,
     refresh_run,
@@ -28,7 +34,7 @@ from eigenexp.experiments.resuming import (
 )
 from eigenexp.pictures.picture import load_picture
 from eigenexp.pictures.saving import save_picture
-from eigenexp.runs.folder import RunFolder
+from eigenexp.runs.folder import RunFolder, list_runs
 from eigenexp.spectrum import Spectrum, StopReason
 from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.tracking import local_store
@@ -131,9 +137,113 @@ def test_runs_without_a_whole_checkpoint_are_passed_over(tmp_path: Path) -> None
         claim_unfinished(settings(), tmp_path) as claimed,
     ):
         assert claimed is None
-    (folder.checkpoints / "last.ckpt").unlink()
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_taken_up(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", "FAILED", "died")
+    for path in folder.checkpoints.glob("*.ckpt"):
+        path.unlink()
     with claim_unfinished(settings(), tmp_path) as claimed:
-        assert claimed is None
+        assert claimed is not None
+        assert (claimed.run, claimed.checkpoint) == (folder, None)
+
+
+PLAIN = ["image.crop=[120,220,16,16]", "model=lg", "logger=none", "solver.tol=1e-2",
+         "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]  # fmt: skip
+
+
+def begun(root: Path, *overrides: str) -> tuple[RunFolder, FitConfig]:
+    """A run that was killed before its first checkpoint."""
+    chosen = settings(*PLAIN, f"root={root}", "resume=auto", *overrides)
+    folder = RunFolder(root, "abc123")
+    picture = build_picture(chosen, "float32")
+    folder.write_record(config=plain_config(chosen), status="RUNNING", picture=picture.record)
+    return folder, chosen
+
+
+def test_such_a_run_begins_again_by_the_same_command_and_by_resume(tmp_path: Path) -> None:
+    folder, chosen = begun(tmp_path)
+    said: list[str] = []
+    assert fit(chosen, say=said.append).run_id == folder.run_id
+    assert f"going on with the unfinished run {folder.run_id}, from its beginning" in said
+    assert folder.read_record()["status"] == "FINISHED"
+    folder, _ = begun(tmp_path / "second")
+    result = resume("abc1", root=tmp_path / "second", say=said.append)
+    assert (result.run_id, result.status) == (folder.run_id, "FINISHED")
+    assert said.count(f"run {folder.run_id} has no checkpoint yet: it begins again") == 1
+    assert len(list_runs(tmp_path / "second")) == 1
+
+
+def test_such_a_run_does_not_go_on_with_another_picture(tmp_path: Path) -> None:
+    folder, chosen = begun(tmp_path)
+    record = folder.read_record()
+    folder.write_record(picture={**record["picture"], "sha256": "0" * 64})
+    with pytest.raises(CheckpointError, match="expected the picture that it began with"):
+        resume("abc1", root=tmp_path, say=lambda _: None)
+    said: list[str] = []
+    assert fit(chosen, say=said.append).run_id != folder.run_id
+    assert f"run {folder.run_id} began with another picture; a new one begins" in said
+
+
+def test_what_a_run_did_not_come_to_in_its_last_stage_is_done_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died behind its last checkpoint, at its last step, before its results."""
+    from eigenexp.callbacks import ResultFiles
+
+    chosen = settings(
+        *PLAIN, "solver=power", "solver.tol=1e-9", "trainer.max_steps=10", f"root={tmp_path}",
+        "callbacks.checkpoint_every=10", "callbacks.checkpoint_share=null", "resume=auto",
+        "logger=csv",
+    )  # fmt: skip
+
+    def die(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ResultFiles, "write", die)
+        with pytest.raises(ZeroDivisionError):
+            fit(chosen, say=lambda _: None)
+    (folder,) = list_runs(tmp_path)
+    assert not (folder.results / "spectrum.safetensors").exists()
+    assert fit(chosen, say=lambda _: None).run_id == folder.run_id
+    made = {path.name: path.stat().st_mtime_ns for path in folder.results.iterdir()}
+    assert {"spectrum.safetensors", "distortions.png", "convergence.csv"} <= set(made)
+    # Once: a run that is over writes nothing when it is resumed.
+    resume(folder.run_id, root=tmp_path, say=lambda _: None)
+    assert made == {path.name: path.stat().st_mtime_ns for path in folder.results.iterdir()}
+
+
+class Sulking(torch.nn.Module):
+    """Answers while its derivatives are looked for, and not any more when it is solved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.answers:
+            raise ZeroDivisionError("sulks")
+        return x.square().flatten(1)
+
+
+def test_a_models_own_error_is_recorded_under_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eigenexp.callbacks import GracefulStop
+    from eigenexp.experiments import picture as runs
+
+    model = Sulking()
+    monkeypatch.setattr(runs, "build_model", lambda *_, **__: model)
+    # From the first signal handler on, which is set when the fit begins.
+    monkeypatch.setattr(GracefulStop, "on_train_start", lambda *_: setattr(model, "answers", False))
+    chosen = settings(*PLAIN, f"root={tmp_path}", "operator.route=forward-mode")
+    with pytest.raises(EigenexpError, match="sulks"):
+        fit(chosen, say=lambda _: None)
+    (folder,) = list_runs(tmp_path)
+    record = folder.read_record()
+    assert record["stop_reason"] == "failed: ZeroDivisionError"
+    assert "sulks" in record["error"]
 
 
 @pytest.mark.slow
@@ -142,7 +252,7 @@ def test_the_same_command_after_kill_minus_nine_ends_bit_identically(tmp_path: P
     process = start(tmp_path, *chosen)
     kill_after_a_checkpoint(process, tmp_path)
     killed = only_run(tmp_path)
-    assert killed.read_record()["status"] == "RUNNING"
+    assert killed.read_record()["status"] == "FAILED"
     again = run(tmp_path, *chosen)
     assert again.returncode == 3, again.stderr
     assert f"going on with the unfinished run {killed.run_id}" in again.stdout
