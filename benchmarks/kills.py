@@ -467,7 +467,7 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], object] = 
         for place in places:
             stack.callback(shutil.rmtree, place, ignore_errors=True)
         spans: dict[str, Span] = {}
-        while True:
+        while wanted:
             done = {kind: sum(len(c.kills) for c in chains if c.kind == kind) for kind in wanted}
             kind = min(wanted, key=lambda kind: done[kind] / wanted[kind])
             if done[kind] >= wanted[kind]:

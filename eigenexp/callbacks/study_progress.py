@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from eigenexp.callbacks.progress_bar import digits_done
+from eigenexp.callbacks.sending import forget_points_from
 from eigenexp.errors import InputError
 from eigenexp.modules.study import StudyModule
 
@@ -121,8 +122,11 @@ class StudyLogging(L.Callback):
         self._last = (0.0, -1)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count."""
+        """Begin to count, from what was done before."""
         self._watch = _Watch(study_module(pl_module)) if trainer.is_global_zero else None
+        if self._watch is not None:
+            for logger in trainer.loggers:
+                forget_points_from(logger, len(self._watch.before) + 1)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Log when due."""

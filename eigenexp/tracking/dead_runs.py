@@ -32,7 +32,8 @@ def unsent_checkpoint(spool: Spool, store: Store, run_id: str) -> Record | None:
     last = folder.checkpoints / "last.ckpt"
     if not folder.record_path.is_file() or not last.is_file():
         return None
-    from eigenexp.checkpoints.files import load_metadata, sealed_step  # imports torch
+    from eigenexp.checkpoints.files import load_metadata  # imports torch
+    from eigenexp.checkpoints.seals import sealed_step
 
     step = sealed_step(last)
     if step is None or step <= _stored_step(store, run_id):

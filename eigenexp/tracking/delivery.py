@@ -9,12 +9,8 @@ import math
 from typing import Any
 
 from eigenexp.errors import TrackingError
-<<<<<<< HEAD
 from eigenexp.storage.atomic import write_atomic
-=======
 from eigenexp.tracking.dead_runs import came_to_nothing, unsent_checkpoint
-from eigenexp.tracking.files import write_text_atomic
->>>>>>> 9d93408 (A dead run is told by its lock, taken up before its first checkpoint, and ends its last stage)
 from eigenexp.tracking.names import clean_key
 from eigenexp.tracking.params import MAX_PARAM_LENGTH, log_params
 from eigenexp.tracking.records import Record, is_sound
@@ -99,7 +95,7 @@ class Sender(SpoolRun):
             self.spool, self.store, state.run_id
         ):
             log.warning("run %s came to nothing and is deleted", state.run_id)
-            self.store.client.delete_run(state.run_id)
+            self.store.delete_empty(state.run_id)
             state.status, state.ended = "FAILED", True
             self.spool.remove()
             return

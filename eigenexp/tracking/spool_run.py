@@ -63,6 +63,7 @@ class SpoolRun:
             self._begin_anew()
             self._connect()
             return
+        run = self.store.restore_empty(run)
         check_active(run)
         if state.lost:
             state.floor, state.lost = self._steps_of_store(), False

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["LEASE_TAG", "LOCAL_ID_TAG", "RESUME_COUNT_TAG", "WRITER_TAG", "Store", "local_store"]
+__all__ = [
+    "EMPTY_TAG",
+    "LEASE_TAG",
+    "LOCAL_ID_TAG",
+    "RESUME_COUNT_TAG",
+    "WRITER_TAG",
+    "Store",
+    "local_store",
+]
+
+EMPTY_TAG = "eigenexp.came_to_nothing"
 
 LEASE_TAG = "eigenexp.lease"
 LOCAL_ID_TAG = "eigenexp.local_id"
@@ -328,6 +338,19 @@ class Store:
             self.client.update_run(run_id, status=status)
         else:
             self.client.set_terminated(run_id, status, end_time=int(time.time() * 1000))
+
+    def delete_empty(self, run_id: str) -> None:
+        """Mark a run as deleted that has nothing; going on with it restores it."""
+        self.client.set_tag(run_id, EMPTY_TAG, "true")
+        self.client.delete_run(run_id)
+
+    def restore_empty(self, run: Run) -> Run:
+        """Undo :meth:`delete_empty`; a run that somebody else deleted stays deleted."""
+        if run.info.lifecycle_stage == "active" or EMPTY_TAG not in run.data.tags:
+            return run
+        self.client.restore_run(run.info.run_id)
+        self.client.delete_tag(run.info.run_id, EMPTY_TAG)
+        return self.client.get_run(run.info.run_id)
 
     def last_steps(self, run_id: str) -> dict[str, int]:
         """Return the largest step the store has, by metric."""

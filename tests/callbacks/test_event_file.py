@@ -14,7 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import eigenexp as ee
 from eigenexp.callbacks import event_file
 from eigenexp.callbacks.sending import forget_points_from, send_point
+from eigenexp.callbacks.study_progress import StudyLogging
 from eigenexp.checkpoints import find_checkpoint
+from tests.problems import Quadratic
 from tests.training import quiet_trainer
 
 
@@ -127,3 +129,25 @@ def test_a_torn_file_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     newest.write_bytes(newest.read_bytes()[:-7])  # the point at 4 lacks its end
     write(tmp_path, range(4, 6), resumed_at=4)
     assert values(tmp_path / "tb/run")["a", 4] == 1
+
+
+def test_a_study_that_goes_on_has_its_progress_once(tmp_path: Path) -> None:
+    """Killed after a point and before its end; the next one logs the same number of pictures."""
+    pictures = [ee.load_picture("camera", crop=[40 * i, 40, 6, 6]).tensor for i in range(2)]
+    for logs in range(3):
+        module = ee.StudyModule(
+            Quadratic(), [p.double() for p in pictures], tmp_path / "study", which="top", tol=1e-2
+        )
+        logger = TensorBoardLogger(tmp_path / "tb", name="", version="run")
+        trainer = quiet_trainer(
+            tmp_path,
+            [StudyLogging()],
+            logger=logger,
+            precision="64-true",
+            max_epochs=-1,
+            max_steps=1 if logs == 0 else -1,
+        )
+        trainer.fit(module)
+    counted = values(tmp_path / "tb" / "run")
+    assert ("pictures_done", 2) in counted
+    assert set(counted.values()) == {1}

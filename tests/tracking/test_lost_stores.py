@@ -13,11 +13,14 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from mlflow.exceptions import MlflowException
 
+from eigenexp.checkpoints.files import METADATA_KEY, load_checkpoint, metadata_path, save_checkpoint
 from eigenexp.errors import TrackingError
-from eigenexp.tracking import local_store, sync
+from eigenexp.runs.folder import RunFolder
+from eigenexp.tracking import download_artifact, download_checkpoint, local_store, sync
 from eigenexp.tracking.delivery import Sender
 from eigenexp.tracking.mlflow_logger import MLflowLogger
-from eigenexp.tracking.spool import Spool
+from eigenexp.tracking.spool import Spool, find_spools
+from eigenexp.tracking.syncing import settle
 from tests.tracking.conftest import drain, history, new_spool, point
 
 
@@ -57,6 +60,86 @@ def test_what_is_deleted_waits_and_goes_on_when_it_is_restored(store, what):
     assert report.refused == 0
     assert history(store, run_id, "a") == [(s, float(s)) for s in range(50)]
     assert store.find_run(run_id).info.status == "FINISHED"
+
+
+# -- processes that die ----------------------------------------------------------------------------
+
+
+def dead(spool: Spool) -> Sender:
+    sender = drain(spool)
+    sender.mark_dead()
+    return sender
+
+
+def test_a_run_that_came_to_nothing_is_deleted_until_it_is_gone_on_with(store):
+    sender = dead(new_spool(store))
+    assert runs(store) == []
+    assert not sender.spool.folder.exists()
+    again = fill(new_spool(store, run_id=sender.state.run_id, resume=True), range(3))
+    run_id = drain(again).state.run_id
+    assert [run.info.run_id for run in runs(store)] == [run_id] == [sender.state.run_id]
+    assert history(store, run_id, "a") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_a_run_with_anything_in_it_is_kept(store, tmp_path):
+    with_point = dead(fill(new_spool(store), range(1)))
+    param = new_spool(store)
+    param.append({"k": "p", "v": {"a": 1}})
+    with_param, with_file, with_record = dead(param), drain(new_spool(store)), new_spool(store)
+    (tmp_path / "x.txt").write_text("x")
+    store.upload(with_file.state.run_id, tmp_path / "x.txt", "")
+    with_file.mark_dead()
+    sender = drain(with_record)
+    RunFolder(store.root, sender.state.run_id).write_record(status="RUNNING")
+    sender.mark_dead()
+    kept = {each.state.run_id for each in (with_point, with_param, with_file, sender)}
+    assert {run.info.run_id for run in runs(store)} == kept
+    assert {run.info.status for run in runs(store)} == {"FAILED"}
+
+
+def test_the_checkpoint_a_dead_process_had_not_handed_over_is_sent(store, tmp_path):
+    spool = fill(new_spool(store), range(5))
+    sender = drain(spool)
+    folder = RunFolder(store.root, sender.state.run_id)
+    folder.write_record(status="RUNNING")
+    last = folder.checkpoints / "last.ckpt"
+    for step in (10, 20):
+        facts = {"metadata": {"schema_version": 1}}
+        save_checkpoint({"global_step": step, METADATA_KEY: facts}, last)
+        if step == 10:  # that one was
+            store.upload(sender.state.run_id, last, "checkpoints/last")
+            store.upload(
+                sender.state.run_id, metadata_path(last), "checkpoints/last", "metadata.json"
+            )
+    metadata_path(last).unlink()  # and it died before this one
+    sender.mark_dead()
+    got = download_checkpoint(store, sender.state.run_id, tmp_path / "elsewhere", "last")
+    assert load_checkpoint(got)["global_step"] == 20
+    told = download_artifact(
+        store, sender.state.run_id, "checkpoints/last/metadata.json", tmp_path / "elsewhere"
+    )
+    assert json.loads(told.read_text())["step"] == 20
+    before = store.client.get_run(sender.state.run_id).info.end_time
+    sender.mark_dead()
+    assert store.client.get_run(sender.state.run_id).info.end_time == before
+
+
+def test_who_shows_the_store_marks_dead_runs_before(root, store):
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+from tests.tracking.conftest import new_spool, point
+from eigenexp.tracking import local_store
+spool = new_spool(local_store(sys.argv[1]))
+spool.append(point(1, a=1.0))
+os.kill(os.getpid(), 9)
+"""
+    here = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code, str(root), here], check=False)
+    living = fill(new_spool(store), range(3))
+    settle(root)
+    assert sorted(run.info.status for run in runs(store)) == ["FAILED", "RUNNING"]
+    assert [spool.folder for spool in find_spools(root)] == [living.folder]
 
 
 # -- answers that are lost -------------------------------------------------------------------------
