@@ -135,7 +135,7 @@ def test_loggers_are_told_and_hurried(small_problem: Problem, tmp_path: Path) ->
 
 
 RANKS = """
-import os, sys
+import os, sys, time
 import lightning as L, torch
 import eigenexp as ee
 from pathlib import Path
@@ -144,8 +144,6 @@ folder = Path(sys.argv[1])
 
 class Slow(ee.EigendistortionModule):
     def training_step(self, batch, batch_idx):
-        import threading
-import time
         time.sleep(0.01)
         if self.trainer.global_step == 3:
             (folder / f"pid-{self.trainer.global_rank}").write_text(str(os.getpid()))

@@ -118,7 +118,7 @@ def test_when_one_process_is_killed_all_end_and_a_new_start_finds_the_same(
 ) -> None:
     process = start(2, tmp_path, kind, "--slow", "0.3")
     mark = tmp_path / f"started-{victim}"
-    while not (tmp_path / f"step-2-{victim}").exists():
+    while not (tmp_path / f"step-1-{victim}").exists():  # a study of seven has but two
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     os.kill(int(mark.read_text()), signal.SIGKILL)
