@@ -211,9 +211,12 @@ def wait(life: Life, seconds: float) -> bool:
 # -- one chain -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Span:
-    """Seconds of an undisturbed run: until it is recorded, and from there on."""
+    """Seconds of an undisturbed run: until it is recorded, and from there on.
+
+    The second follows the machine's speed: a life that ended before its kill makes it shorter.
+    """
 
     begins: float
     works: float
@@ -246,7 +249,10 @@ def run_chain(chain: Chain, folder: Path, calm: Path, span: Span, most: int) -> 
             if rng.random() < 0.8:
                 wait_for_record(life, folder, now)
                 after = rng.uniform(0, 0.8 * span.works)
-            if not wait(life, after):
+            if wait(life, after):
+                span.works *= 0.7
+            else:
+                span.works *= 1.1
                 lived = round(time.monotonic() - clock, 3)
                 chain.kills.append((lived, life.kill(rng, left)))
                 chain.problems += look_at_dead(folder)
