@@ -205,15 +205,15 @@ def test_the_command_line_takes_them_for_studies_and_means(in_tmp: Path) -> None
     for name in "ab":
         np.save(in_tmp / "photos" / f"{name}.npy", values.random((16, 16), dtype=np.float32))
     options = ["operator.recompute=true", "operator.model_dtype=bf16"]
-    # Nothing is proven of products in half precision: the exit code says so.
-    assert main(["fit", *NETWORK, *FOLDER, *options, *QUIET]) == 3
+    # Half precision drowns a witness; a space as large as F needs none.
+    assert main(["fit", *NETWORK, *FOLDER, *options, *QUIET]) == 0
     (run,) = list_runs(in_tmp / "mlruns")
     study = StudyFolder(run.results)
     plan = study.read_plan()
     assert plan is not None
     assert plan["operator"] == {"model_dtype": "torch.bfloat16", "recompute": "True"}
     assert {record["status"] for record in study.records().values()} == {"solved"}
-    assert main(["fit", *NETWORK, *FOLDER, *options, *QUIET, "parallel=average", "root=mean"]) == 3
+    assert main(["fit", *NETWORK, *FOLDER, *options, *QUIET, "parallel=average", "root=mean"]) == 0
 
 
 @pytest.mark.parametrize("parallel", ["pictures", "average"])
