@@ -156,7 +156,8 @@ class RunFolder:
         record = self._read()  # it may have ended between the two looks
         if not _seems_alive(record):
             return record
-        return {**record, "status": "FAILED", "stop_reason": DIED, "error": _DEATH}
+        why = record.get("error") or _DEATH
+        return {**record, "status": "FAILED", "stop_reason": DIED, "error": why}
 
     def _read(self) -> dict[str, Any]:
         return read_json(self.record_path, "the run's record")

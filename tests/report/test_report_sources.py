@@ -148,7 +148,10 @@ def test_a_run_that_was_killed_is_reported_from_its_checkpoint(stopped: RunFolde
     assert run.history is not None
     page = render_report([run])
     assert "disk &lt;full&gt;" in page
-    assert "running" in page
+    assert (run.status, "failed" in page) == ("FAILED", True)
+    with stopped.hold():
+        alive = load_run("last", stopped.root)
+        assert (alive.status, "running" in render_report([alive])) == ("RUNNING", True)
 
 
 def test_a_damaged_checkpoint_is_no_result(stopped: RunFolder) -> None:
