@@ -100,7 +100,6 @@ class Slow(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
     ) -> None:
-        (self.folder / f"step-{trainer.global_step}-{trainer.global_rank}").touch()
         time.sleep(self.seconds)
 
 

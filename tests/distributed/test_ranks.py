@@ -118,9 +118,10 @@ def test_when_one_process_is_killed_all_end_and_a_new_start_finds_the_same(
 ) -> None:
     process = start(2, tmp_path, kind, "--slow", "0.3")
     mark = tmp_path / f"started-{victim}"
-    while not (tmp_path / f"step-1-{victim}").exists():  # a study of seven has but two
+    while not mark.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
+    time.sleep(0.7)
     os.kill(int(mark.read_text()), signal.SIGKILL)
     deadline = time.monotonic() + 30
     while session(process.pid):
@@ -141,9 +142,10 @@ def test_sigterm_without_a_callback_of_ours_leaves_no_process(
 ) -> None:
     process = start(2, tmp_path, kind, "--slow", "0.3")
     marks = [tmp_path / f"started-{victim}" for victim in victims]
-    while not all((tmp_path / f"step-2-{victim}").exists() for victim in victims):
+    while not all(mark.exists() for mark in marks):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
+    time.sleep(0.7)
     for mark in marks:
         os.kill(int(mark.read_text()), signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
