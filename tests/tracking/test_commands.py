@@ -24,13 +24,11 @@ from tests.processes import LONG, SMALL, kill_after_a_checkpoint, only_run, run,
 def end_sender(folder: Path) -> None:
     """Kill the sender that outlives a run, as a reboot would."""
     (spool,) = find_spools(folder / "mlruns")
-    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
-        # Its arguments are told by the environment.
-        told = " ".join((process.info["environ"] or {}).values())
-        if (
-            "eigenexp.tracking.sender" in (process.info["cmdline"] or [])
-            and str(spool.folder) in told
-        ):
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if "eigenexp.tracking.sender" not in (process.info["cmdline"] or []):
+            continue
+        # It was started before it was told of whom; it holds the lock of what it sends.
+        if any(Path(file.path) == spool.folder / "lock" for file in process.open_files()):
             os.kill(process.info["pid"], 9)
             process.wait(20)
 
