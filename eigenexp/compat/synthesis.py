@@ -20,8 +20,10 @@ from eigenexp.compat.state import State
 from eigenexp.compat.validation import check_model, validate_image
 from eigenexp.errors import InputError, InputTypeError, ModelError
 from eigenexp.operators import FisherLike, FisherOperator
-from eigenexp.operators.noise import Gaussian, Noise
+from eigenexp.operators.noise import Noise
+from eigenexp.operators.noise.gaussian import noise_or_default
 from eigenexp.operators.perturbations import Everything, Perturbations
+from eigenexp.operators.perturbations.base import perturbations_or_default
 from eigenexp.operators.responses import response_values
 from eigenexp.spectrum import Spectrum, StopReason
 
@@ -44,20 +46,11 @@ class Synthesis:
         noise: Noise | None = None,
         perturbations: Perturbations | None = None,
     ) -> None:
-        if perturbations is not None and not isinstance(perturbations, Perturbations):
-            raise InputTypeError(
-                "perturbations: expected one of eigenexp.perturbations, got "
-                f"{type(perturbations).__name__}"
-            )
-        if noise is not None and not isinstance(noise, Noise):
-            raise InputTypeError(
-                f"noise: expected one of eigenexp.noise, got {type(noise).__name__}"
-            )
+        self._perturbations = perturbations_or_default(perturbations)
+        self._noise = noise_or_default(noise)
         validate_image(image, no_batch=True)
         self._num_responses = check_model(model, image)
         self._model = model
-        self._noise = Gaussian() if noise is None else noise
-        self._perturbations = Everything() if perturbations is None else perturbations
         self._state = State(image.detach().clone(memory_format=torch.contiguous_format))
         self._operator: FisherOperator | None = None
         self._graph: tuple[Tensor, Tensor] | None = None

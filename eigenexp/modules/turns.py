@@ -21,8 +21,10 @@ from torch import nn
 from eigenexp.distributed.ranks import leave_at_exit
 from eigenexp.distributed.terminating import SigtermTogether
 from eigenexp.errors import InputError
-from eigenexp.operators.noise import Gaussian, Noise
-from eigenexp.operators.perturbations import Everything, Perturbations
+from eigenexp.operators.noise import Gaussian
+from eigenexp.operators.noise.gaussian import noise_or_default
+from eigenexp.operators.perturbations import Everything
+from eigenexp.operators.perturbations.base import perturbations_or_default
 
 __all__ = [
     "PRECISIONS",
@@ -54,19 +56,12 @@ def operator_settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
         raise InputError(
             f"operator_options: expected {', '.join(_OPERATOR_OPTIONS)}, got {unknown[0]!r}"
         )
-    noise = chosen.get("noise")
-    if noise is not None and not isinstance(noise, Noise):
-        raise InputError(f"noise: expected one of eigenexp.noise, got {type(noise).__name__}")
-    if "noise" in chosen and noise in (None, Gaussian()):  # F = JᵀJ, as where nothing is said
-        del chosen["noise"]
-    considered = chosen.get("perturbations")
-    if considered is not None and not isinstance(considered, Perturbations):
-        raise InputError(
-            f"perturbations: expected one of eigenexp.perturbations, got "
-            f"{type(considered).__name__}"
-        )
-    if "perturbations" in chosen and (considered is None or isinstance(considered, Everything)):
-        del chosen["perturbations"]
+    # The default goes: F = JᵀJ, as where nothing is said.
+    if noise_or_default(chosen.get("noise"), InputError) == Gaussian():
+        chosen.pop("noise", None)
+    considered = perturbations_or_default(chosen.get("perturbations"), InputError)
+    if isinstance(considered, Everything):
+        chosen.pop("perturbations", None)
     return chosen
 
 

@@ -13,8 +13,9 @@ from eigenexp.operators.base import Fisher, Jacobian
 from eigenexp.operators.calling import Model, copy_image
 from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.noise.base import Noise
-from eigenexp.operators.noise.gaussian import Gaussian
-from eigenexp.operators.perturbations import Coordinates, Everything, Perturbations, coordinates_at
+from eigenexp.operators.noise.gaussian import noise_or_default
+from eigenexp.operators.perturbations import Coordinates, Perturbations, coordinates_at
+from eigenexp.operators.perturbations.base import perturbations_or_default
 
 __all__ = ["AverageFisherOperator"]
 
@@ -89,17 +90,11 @@ class AverageFisherOperator(Fisher):
         self._product_eps: float | None = None
         self.image_shape = tuple(first.shape[1:]) or (first.numel(),)
         self.dtype, self.device = first.dtype, first.device
-        chosen = options.get("perturbations")
-        if chosen is not None and not isinstance(chosen, Perturbations):
-            raise InputError(
-                f"perturbations: expected one of eigenexp.perturbations, got "
-                f"{type(chosen).__name__}"
-            )
-        self._perturbations = Everything() if chosen is None else chosen
+        self._perturbations = perturbations_or_default(options.get("perturbations"))
         if self._perturbations.of_picture:
             raise InputError(
-                f"perturbations: expected the same at each picture of a mean, got {chosen}, which "
-                "depends on the picture"
+                "perturbations: expected the same at each picture of a mean, got "
+                f"{self._perturbations}, which depends on the picture"
             )
         self._coordinates = coordinates_at(self._perturbations, first.reshape(self.image_shape))
         n = first.numel() if self._coordinates is None else self._coordinates.size
@@ -146,7 +141,7 @@ class AverageFisherOperator(Fisher):
     @property
     def noise(self) -> Noise:
         """How the response varies at each picture."""
-        return self._options.get("noise") or Gaussian()
+        return noise_or_default(self._options.get("noise"))
 
     @property
     def perturbations(self) -> Perturbations:

@@ -22,8 +22,9 @@ from eigenexp.operators.calling import Model, as_written, copy_image, respond, u
 from eigenexp.operators.fisher import FisherOperator, start_vectors
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
-from eigenexp.operators.noise.gaussian import Gaussian
-from eigenexp.operators.perturbations import Everything, Perturbations, coordinates_at
+from eigenexp.operators.noise.gaussian import noise_or_default
+from eigenexp.operators.perturbations import Perturbations, coordinates_at
+from eigenexp.operators.perturbations.base import perturbations_or_default
 from eigenexp.operators.precision import InPrecision
 from eigenexp.operators.protocol import Problem, Request
 from eigenexp.operators.responses import flatten_rows
@@ -137,8 +138,8 @@ class BatchedFisherOperator:
             shapes = [tuple(c.shape) for c in copies]
             raise ImageError(f"images: expected pictures of one shape, dtype, device, got {shapes}")
         self.images = copies
-        self.noise = Gaussian() if noise is None else noise
-        self.perturbations = Everything() if perturbations is None else perturbations
+        self.noise = noise_or_default(noise)
+        self.perturbations = perturbations_or_default(perturbations)
         self.image_shape = tuple(copies[0].shape[1:])
         self.dtype, self.device = copies[0].dtype, copies[0].device
         self.refusal = ""

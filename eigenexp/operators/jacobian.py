@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from eigenexp.errors import InputError, InputTypeError
+from eigenexp.errors import InputError
 from eigenexp.operators.base import Jacobian
 from eigenexp.operators.blocks import Blocks
 from eigenexp.operators.calling import Model, as_written, copy_image
@@ -16,8 +16,9 @@ from eigenexp.operators.compiling import compile_route
 from eigenexp.operators.factoring import noise_factor, with_coordinates, with_noise
 from eigenexp.operators.memory import check_fits
 from eigenexp.operators.noise.base import Noise
-from eigenexp.operators.noise.gaussian import Gaussian
-from eigenexp.operators.perturbations import Coordinates, Everything, Perturbations, coordinates_at
+from eigenexp.operators.noise.gaussian import noise_or_default
+from eigenexp.operators.perturbations import Coordinates, Perturbations, coordinates_at
+from eigenexp.operators.perturbations.base import perturbations_or_default
 from eigenexp.operators.perturbations.latent import Through
 from eigenexp.operators.precision import InPrecision, linearity_defect, scaled
 from eigenexp.operators.routes import ROUTES, choose_route, comparison_slack
@@ -123,17 +124,8 @@ class JacobianOperator(Jacobian):
         perturbations: Perturbations | None = None,
     ) -> None:
         super().__init__()
-        self.perturbations = Everything() if perturbations is None else perturbations
-        if not isinstance(self.perturbations, Perturbations):
-            raise InputTypeError(
-                "perturbations: expected one of eigenexp.perturbations, got "
-                f"{type(perturbations).__name__}"
-            )
-        self.noise = Gaussian() if noise is None else noise
-        if not isinstance(self.noise, Noise):
-            raise InputTypeError(
-                f"noise: expected one of eigenexp.noise, got {type(noise).__name__}"
-            )
+        self.perturbations = perturbations_or_default(perturbations)
+        self.noise = noise_or_default(noise)
         if recompute:
             if route not in ("auto", "recompute"):
                 raise InputError(f"recompute: expected route 'auto' beside it, got {route!r}")

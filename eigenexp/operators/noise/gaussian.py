@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eigenexp.errors import InputError, ModelError
+from eigenexp.errors import EigenexpError, InputError, InputTypeError, ModelError
 from eigenexp.operators.memory import check_fits
 from eigenexp.operators.noise.base import Adjoint, Noise, check_positive, values
 from eigenexp.operators.noise.factors import Dense, Diagonal, Factor, LowRankRoot
 
-__all__ = ["Gaussian", "GaussianCovariance", "LowRank"]
+__all__ = ["Gaussian", "GaussianCovariance", "LowRank", "noise_or_default"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,3 +156,18 @@ def _check_size(noise: Noise, size: int, response: Tensor) -> None:
             f"noise {noise}: expected a response of {size} values, got {len(response)}; give one "
             "parameter a response"
         )
+
+
+def noise_or_default(given: object, refusal: type[EigenexpError] = InputTypeError) -> Noise:
+    """Return the noise model given; independent Gaussian noise of standard deviation 1 for None.
+
+    Raises
+    ------
+    EigenexpError
+        A ``refusal``, of what is no noise model.
+    """
+    if given is None:
+        return Gaussian()
+    if not isinstance(given, Noise):
+        raise refusal(f"noise: expected one of eigenexp.noise, got {type(given).__name__}")
+    return given

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eigenexp.errors import InputError, InputTypeError
+from eigenexp.errors import EigenexpError, InputError, InputTypeError
 from eigenexp.operators.perturbations.coordinates import (
     Complement,
     Coordinates,
@@ -19,7 +19,33 @@ from eigenexp.operators.perturbations.coordinates import (
 )
 from eigenexp.storage.hashing import tensor_sha256
 
-__all__ = ["Composition", "Everything", "Intersection", "Perturbations", "coordinates_at"]
+__all__ = [
+    "Composition",
+    "Everything",
+    "Intersection",
+    "Perturbations",
+    "coordinates_at",
+    "perturbations_or_default",
+]
+
+
+def perturbations_or_default(
+    given: object, refusal: type[EigenexpError] = InputTypeError
+) -> Perturbations:
+    """Return the perturbations given; every change of every pixel for None.
+
+    Raises
+    ------
+    EigenexpError
+        A ``refusal``, of what are no perturbations.
+    """
+    if given is None:
+        return Everything()
+    if not isinstance(given, Perturbations):
+        raise refusal(
+            f"perturbations: expected one of eigenexp.perturbations, got {type(given).__name__}"
+        )
+    return given
 
 
 def coordinates_at(perturbations: Perturbations, image: Tensor) -> Coordinates | None:
