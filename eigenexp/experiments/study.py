@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +187,17 @@ def _run(
             progress = f"{len(records)}/{module.num_pictures}"
             patience = stop.patience if stop.received is not None else _PATIENCE
             facts = {**problem_row(settings), "picture": source, **records_row(records)}
-            record = partial(_record_end, place, status, reason, facts)
-            _close(place, reason, progress, status, mlflow, children, patience, record)
+            if mlflow is not None:
+                _hand_over(place, {"stop_reason": reason, "pictures": progress}, mlflow)
+            if children is not None and not children.close(patience):
+                log.warning("some pictures' child runs are still being made; see children.log")
+            try:  # behind the child runs: a study that dies before it has them is gone on with
+                place.write_record(status=status, stop_reason=reason, row=facts)
+            except TrackingError as full:  # what ended the study is more worth telling
+                log.warning("%s", full)
+            if mlflow is not None:
+                mlflow.set_status(status)
+                mlflow.close()
     failed = any(record["status"] == "failed" for record in records.values())
     # Lightning kills a run of which a process ends with another code than 0: the first one tells.
     code = (exit_code or int(failed)) if is_first else 0
@@ -232,35 +240,11 @@ def _stop_reason(status: str, exit_code: int, done: int, total: int) -> str:
     return f"{done} of {total} pictures"
 
 
-def _record_end(place: RunFolder, status: str, reason: str, row: dict[str, Any]) -> None:
-    try:
-        place.write_record(status=status, stop_reason=reason, row=row)
-    except TrackingError as full:  # what ended the study is more worth telling
-        log.warning("%s", full)
-
-
-def _close(
-    place: RunFolder,
-    reason: str,
-    progress: str,
-    status: str,
-    mlflow: MLflowLogger | None,
-    children: ChildRuns | None,
-    patience: float,
-    record: Callable[[], None],
-) -> None:
-    if mlflow is None:
-        record()
-        return
+def _hand_over(place: RunFolder, tags: Mapping[str, str], mlflow: MLflowLogger) -> None:
     for name in ("table.csv", "table.parquet", "study.json"):
         if (place.results / name).is_file():
             mlflow.log_artifact(place.results / name, "results")
-    mlflow.log_tags({"stop_reason": reason, "pictures": progress})
-    if children is not None and not children.close(patience):
-        log.warning("some pictures' child runs are still being made; see children.log")
-    record()  # behind the child runs: a study that dies before it has them is gone on with
-    mlflow.set_status(status)
-    mlflow.close()
+    mlflow.log_tags(tags)
 
 
 def _short(path: Any) -> str:

@@ -18,6 +18,7 @@ from eigenexp.cli import main
 from eigenexp.runs.folder import list_runs
 from eigenexp.runs.table import run_rows
 from eigenexp.study.folder import StudyFolder
+from eigenexp.tracking.children import ChildRuns
 
 SETTINGS = [
     "image=folder",
@@ -110,6 +111,24 @@ def test_a_folder_becomes_one_run_with_a_child_a_picture(photos: Path) -> None:
     assert row["worst_residual"] == max(
         pair["relative_residual"] for record in solved for pair in record["pairs"]
     )
+
+
+def test_the_end_is_recorded_behind_the_child_runs(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dead before it has them all, a study does not say that it is finished."""
+    seen = []
+    close = ChildRuns.close
+
+    def watched(children: ChildRuns, patience: float) -> bool:
+        (run,) = list_runs(photos / "mlruns")
+        seen.append(run.read_record()["status"])
+        return close(children, patience)
+
+    monkeypatch.setattr(ChildRuns, "close", watched)
+    assert main(["fit", *SETTINGS, "solver.tol=1e-2", "logger=mlflow"]) == 0
+    (run,) = list_runs(photos / "mlruns")
+    assert (seen, run.read_record()["status"]) == (["RUNNING"], "FINISHED")
 
 
 @pytest.mark.parametrize(
