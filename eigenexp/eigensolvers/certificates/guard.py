@@ -52,8 +52,12 @@ class Guard(Stage):
 
     def _allowed(self) -> float:
         """Return how far a converged value may be off: (1 + √k) · tol · λmax, and rounding."""
-        share: float = 1 + self.settings.k**0.5
-        return (share * self.settings.tol + 2 * self.floor) * self._space.scale
+        return (self._tol_allowed + 2 * self.floor) * self._space.scale
+
+    @property
+    def _tol_allowed(self) -> float:
+        tol: float = (1 + self.settings.k**0.5) * self.settings.tol
+        return tol
 
     def _slack(self) -> float:
         """s: how far beyond the last wanted pair a missed one may lie.
@@ -65,9 +69,7 @@ class Guard(Stage):
         frozen: Frozen | None = self._certificate.frozen
         if frozen is None:
             return least
-        spread: float = frozen.spread
-        share: float = 1 + self.settings.k**0.5
-        return max(least, 0.98 * share * self.settings.tol * self._space.scale - spread)
+        return max(least, 0.98 * self._tol_allowed * self._space.scale - frozen.spread)
 
     def _least_edge(self, end: str) -> float:
         """Return the farthest edge that proves enough: s beyond the last wanted pair."""
@@ -383,8 +385,8 @@ class Guard(Stage):
             return bool(ends)
         if any(end not in certificate.edges for end in ends):
             return True
-        lower, upper = self._intervals(self._space.values[self._places()].clamp(min=0))
         values = self._space.values[self._places()].clamp(min=0)
+        lower, upper = self._intervals(values)
         off = torch.maximum(values - lower, upper - values)
         searched = [off[: self._num_top] if end == "top" else off[self._num_top :] for end in ends]
         if any(float(one.max()) > self._allowed() for one in searched):
