@@ -176,21 +176,7 @@ class ModulatedConvolution:
     def correction(
         self, end: str, residual: Tensor, value: float, locked: Tensor, steps: int
     ) -> Tensor:
-        """Solve the correction equation (A − θ) t = r off ``locked``, see :func:`refine`.
-
-        Parameters
-        ----------
-        end
-            ``"top"`` or ``"bottom"``.
-        residual
-            ``(n, 1)``.
-        value
-            θ.
-        locked
-            U, ``(n, k)``, orthonormal: the Ritz vectors that t must leave alone.
-        steps
-            Size of that Krylov space, beyond the first vector.
-        """
+        """Solve the correction equation for a residual ``(n, 1)``, see :func:`refine`."""
         return refine(self.apply, self.solve, end, residual, value, locked, steps)
 
     def _pictures(self, vectors: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ password in the address and a token in the environment.
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.processes import SMALL, command, environment, only_run
+from tests.processes import SMALL, only_run, run
 from tests.tracking.conftest import Server
 
 USER, PASSWORD, TOKEN = "bob7c1", "pw-5e2f90", "tok-a41bd8"
@@ -82,15 +81,7 @@ def test_no_secret_is_anywhere(way: str, tmp_path: Path) -> None:
     told: list[str] = []
 
     def call(*arguments: str, codes: tuple[int, ...] = (0, 3), secret: list[str] = given) -> str:
-        done = subprocess.run(
-            command(*arguments, *secret),
-            cwd=here,
-            env=environment(**variables),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = run(here, *arguments, *secret, **variables)
         told.extend([done.stdout, done.stderr])
         assert done.returncode in codes, done.stdout + done.stderr
         return done.stdout
