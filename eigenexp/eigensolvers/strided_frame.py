@@ -258,9 +258,11 @@ def fit_frame(
     if misfit < HOPELESS:
         # A few steps tell the kinds apart, not how well the best one explains F in the end.
         outer, inner = SHARED
-        windows = fit_windows(geometry, windows, v[:, :kept], w[:, :kept], outer=outer, inner=inner)
-        tried = StridedFrame(geometry, windows, shift, 0.0, 0)
-        misfit = min(misfit, _unexplained(tried, v[:, kept:], w[:, kept:]))
+        longer = fit_windows(geometry, windows, v[:, :kept], w[:, :kept], outer=outer, inner=inner)
+        tried = StridedFrame(geometry, longer, shift, 0.0, 0)
+        left = _unexplained(tried, v[:, kept:], w[:, kept:])
+        if left < misfit:
+            misfit, windows = left, longer
     return StridedFrame(geometry, windows, shift, misfit, vectors.shape[1])
 
 

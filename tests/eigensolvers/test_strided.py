@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +93,27 @@ def test_a_frame_of_its_own_form_is_recovered_and_deviations_improve_it() -> Non
         geometry, found.windows, v.float(), w.float(), outer=3, inner=10, deviate=True
     )
     assert misfit(own) < misfit(found.windows)
+
+
+@pytest.mark.parametrize("width", [4, 6])
+def test_windows_hold_half_a_stride_more_than_one_pixel_reaches(width: int) -> None:
+    true = frame((1, 16, 16), 2, 6, 0.0)
+    v = torch.linalg.qr(noise(256, 10)).Q
+    found = fit_frame(v, true.apply(v), (1, 16, 16), width, scale=1.0)
+    assert found is not None
+    assert found.geometry.width >= width + found.geometry.stride // 2
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_the_misfit_is_that_of_the_frame_that_is_returned(width: int) -> None:
+    """Too narrow, or of the right size: pairs that were held out tell it."""
+    true = frame((1, 16, 16), 2, 6, 0.0)
+    v = torch.linalg.qr(noise(256, 10)).Q.float()
+    w = true.apply(v)
+    found = fit_frame(v, w, (1, 16, 16), width, scale=1.0)
+    assert found is not None
+    left = (replace(found, shift=0.0).apply(v[:, -2:]) - w[:, -2:]).norm() / w[:, -2:].norm()
+    assert found.misfit == pytest.approx(float(left), rel=1e-2)
 
 
 def test_what_would_cost_too_much_is_not_begun() -> None:
