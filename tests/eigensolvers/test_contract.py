@@ -69,6 +69,23 @@ def test_no_wrong_pair_is_called_converged(method: str, name: str, seed: int) ->
     torch.testing.assert_close(gram, torch.eye(len(gram)).double(), atol=3e-2, rtol=0)
 
 
+@pytest.mark.parametrize("method", EVERY)
+def test_progress_is_that_of_the_state_that_was_loaded(method: str) -> None:
+    operator, chosen = prescribed(SPECTRA["gap"]), {"k": 2, "which": "top", "tol": 1e-8}
+    ahead = make_solver(operator, method, **chosen)
+    for _ in range(6):
+        ahead.tell(*multiply(operator, ahead.request, ahead.ask()))
+        if ahead.done:
+            break
+    behind = make_solver(operator, method, **chosen)
+    assert behind.progress().num_products == 0
+    behind.load_state_dict(ahead.state_dict())
+    there, here = ahead.progress(), behind.progress()
+    assert here.num_products == there.num_products > 0
+    assert torch.equal(here.eigenvalues, there.eigenvalues)
+    assert torch.equal(here.residuals, there.residuals)
+
+
 @pytest.mark.parametrize("method", WHOLE)
 @pytest.mark.parametrize("which", ["top", "bottom", "both"])
 def test_ends_are_indexed_and_decreasing(method: str, which: str) -> None:
