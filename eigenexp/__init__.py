@@ -56,6 +56,7 @@ _MODULES = {
     "pictures": "eigenexp.pictures",
     "plots": "eigenexp.plots",
     "report": "eigenexp.report",
+    "stimuli": "eigenexp.stimuli",
     "study": "eigenexp.study",
     "tracking": "eigenexp.tracking",
     "units": "eigenexp.analysis.units",
