@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,15 +21,14 @@ from torch import Tensor
 from eigenexp.eigensolvers.certificates.certificate import GUARDING, MAIN, SEARCHING
 from eigenexp.eigensolvers.certificates.certified import CertifiedSolver
 from eigenexp.eigensolvers.certificates.stage import BASIS_BYTES
+from eigenexp.eigensolvers.davidson_state import DavidsonState
 from eigenexp.eigensolvers.embedded import Embedded, is_embedded
 from eigenexp.eigensolvers.modulated_convolution import fit_surrogate
-from eigenexp.eigensolvers.state import State, part, vectors
 from eigenexp.eigensolvers.strided_frame import StridedFrame
 from eigenexp.eigensolvers.surrogates import (
     MORE,
     choose,
     fits,
-    surrogate_from_state,
     telling_pixel,
 )
 from eigenexp.errors import InputError
@@ -56,39 +55,6 @@ LONG_BASIS = 320
 """Default of ``basis_size`` where no modulated convolution fits."""
 INNER = 4
 """Steps of that inner solve; each costs one A⁻¹, no product."""
-
-
-@dataclass
-class DavidsonState(State):
-    """What Davidson knows beside its search space.
-
-    Attributes
-    ----------
-    krylov
-        Whether the space still is a Krylov space. Top pairs come cheapest from one, which any other
-        vector would spoil.
-    probes_left, probed
-        Random vectors still to come, and whether there were any.
-    waiting, guessed
-        Vectors worth trying next, ``(n, s)``, and the places in the space of all that were guessed.
-    surrogate, inner, refits
-        A ≈ F, steps of the inner solve with it, and the sizes at which it is estimated again.
-    pixel
-        Where one pixel is multiplied, once another surrogate than the convolution is looked for.
-    settled
-        Whether the surrogate is chosen.
-    """
-
-    krylov: bool = True
-    probes_left: int = 0
-    probed: bool = False
-    waiting: Any = vectors()
-    guessed: list[int] = field(default_factory=list)
-    surrogate: Any = part(surrogate_from_state, save=lambda made: made.state())
-    inner: int = 0
-    refits: list[int] = field(default_factory=list)
-    pixel: int | None = None
-    settled: bool = False
 
 
 class Davidson(CertifiedSolver):

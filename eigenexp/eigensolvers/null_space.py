@@ -24,10 +24,12 @@ from torch import Tensor
 
 from eigenexp.eigensolvers.base import Eigensolver
 from eigenexp.eigensolvers.certificates.result import make_spectrum
+from eigenexp.eigensolvers.null_space_descent import Descent, squares
 from eigenexp.eigensolvers.null_space_plan import make_plan
 from eigenexp.eigensolvers.null_space_state import NullSpaceState
 from eigenexp.eigensolvers.progress import Progress
 from eigenexp.eigensolvers.settings import Which
+from eigenexp.eigensolvers.state import present
 from eigenexp.errors import InputError, ProductError
 from eigenexp.operators.memory import ALWAYS_FITS, available_bytes
 from eigenexp.operators.protocol import Request
@@ -37,12 +39,6 @@ __all__ = ["NullSpace", "complement"]
 
 _BLOCK_BYTES = 2**25
 _MIN_BLOCKS = 8
-# Rounds of conjugate gradients; each but the first gains at least this factor in ‖J v‖ or is last.
-_MOST_ROUNDS = 8
-_GAIN = 0.5
-# Where a round ends: of its first gradient, and of eps · λmax ‖v‖ in the first round.
-_ROUND = 1e-3
-_REST = 2.0
 
 
 def complement(rows: Tensor, starts: Tensor) -> Tensor:
@@ -107,9 +103,8 @@ class NullSpace(Eigensolver):
         self._state = NullSpaceState(vectors=self._randn(n, self.settings.k))
 
     @property
-    def _finest(self) -> float:
-        """‖F v‖ over λmax that is small enough where nothing but F v is seen."""
-        return max(self.eps, 0.1 * self.settings.tol)
+    def _descent(self) -> Descent:
+        return Descent(eps=self.eps, finest=max(self.eps, 0.1 * self.settings.tol))
 
     @property
     def request(self) -> Request:
@@ -137,7 +132,7 @@ class NullSpace(Eigensolver):
 
     def _ask(self) -> Tensor:
         state = self._state
-        vectors = _given(state.vectors)
+        vectors = present(state.vectors)
         if state.stage == "starting":
             return torch.nn.functional.normalize(vectors[:, :1], dim=0)
         if state.stage == "gathering":
@@ -148,9 +143,9 @@ class NullSpace(Eigensolver):
             block[state.rows : state.rows + width].fill_diagonal_(1)
             return block
         if state.stage == "descending":
-            return _given(state.directions)[:, _given(state.is_open)]
+            return present(state.directions)[:, present(state.is_open)]
         if state.stage == "restarting":
-            return vectors[:, _given(state.is_open)]
+            return vectors[:, present(state.is_open)]
         return vectors
 
     def _tell(self, block: Tensor, products: Tensor, responses: Tensor | None) -> None:
@@ -163,9 +158,9 @@ class NullSpace(Eigensolver):
             half = width
             state = self._gather(products)
         elif state.stage == "descending":
-            state = self._step(state, block, products)
+            state = self._unless_dear(self._descent.step(state, block, products))
         elif state.stage == "restarting":
-            state = self._restart(state, block, products, responses)
+            state = self._descent.restart(state, block, products, responses)
         else:
             self._num_verification_products += width
             state = self._measure(state, block, products, responses)
@@ -203,12 +198,7 @@ class NullSpace(Eigensolver):
         if way == "rows":
             gathered = torch.zeros(m, n, dtype=self.dtype, device=self.device)
             return replace(state, stage="gathering", gathered=gathered)
-        vectors = torch.linalg.qr(_given(state.vectors)).Q
-        everyone = torch.ones(k, dtype=torch.bool)
-        infinite = torch.full((k,), math.inf, dtype=torch.float64)
-        return replace(
-            state, stage="restarting", vectors=vectors, is_open=everyone, heights=infinite
-        )
+        return self._descent.begin(state)
 
     # -- rows ------------------------------------------------------------------------------------
 
@@ -218,7 +208,7 @@ class NullSpace(Eigensolver):
             raise ProductError(
                 f"tell: expected rows of J of length {self.settings.n}, got {products.shape[0]}"
             )
-        gathered = _given(state.gathered)
+        gathered = present(state.gathered)
         # Rows from the count on are not yet part of the state, whatever they hold.
         gathered[state.rows : state.rows + width] = products.T
         rows = state.rows + width
@@ -226,109 +216,33 @@ class NullSpace(Eigensolver):
             return replace(state, rows=rows)
         exact = gathered.to(torch.float64)
         largest = float(torch.linalg.matrix_norm(exact, 2)) ** 2
-        vectors = complement(exact, _given(state.vectors)).to(self.dtype)
+        vectors = complement(exact, present(state.vectors)).to(self.dtype)
         return replace(
             state, stage="measuring", rows=rows, largest=largest, vectors=vectors, gathered=None
         )
 
-    # -- descent ---------------------------------------------------------------------------------
-
-    def _step(self, state: NullSpaceState, block: Tensor, products: Tensor) -> NullSpaceState:
-        """Take a step of conjugate gradients along each open direction."""
-        held = _given(state.is_open)
-        vectors, gradients = _given(state.vectors).clone(), _given(state.gradients).clone()
-        directions, energies = _given(state.directions).clone(), _given(state.energies).clone()
-        curvature = (block * products).sum(dim=0).double().cpu()
-        lengths = block.square().sum(dim=0).double().cpu()
-        largest = max(state.largest, float((curvature / lengths).nan_to_num(0.0).max()))
-        step = torch.where(curvature > 0, energies[held] / curvature, 0.0)
-        across = step.to(vectors)
-        vectors[:, held] -= across * block
-        gradients[:, held] -= across * products
-        energy = gradients[:, held].square().sum(dim=0).double().cpu()
-        ratio = (energy / energies[held]).nan_to_num(0.0).to(vectors)
-        directions[:, held] = gradients[:, held] + ratio * block
-        energies[held] = energy
-        norms = vectors[:, held].norm(dim=0).double().cpu()
-        rest = _ROUND * _given(state.first)[held]
-        if not state.has_responses:
-            rest = torch.maximum(rest, 0.1 * self._finest * largest * norms)
-        if state.rounds == 1:
-            rest = torch.minimum(rest, _REST * self.eps * largest * norms)
-        still = held.clone()
-        # A direction without curvature is one that rounding made: nothing is left to descend.
-        still[held] = (energy.sqrt() > rest) & (curvature > self.eps * largest * lengths)
-        if state.steps >= 4 * state.m:
-            still[:] = False
-        state = replace(
-            state,
-            vectors=vectors,
-            gradients=gradients,
-            directions=directions,
-            energies=energies,
-            largest=largest,
-            is_open=still,
-            steps=state.steps + 1,
-        )
+    def _unless_dear(self, state: NullSpaceState) -> NullSpaceState:
+        """Turn to the rows where the descent has cost what they would."""
         dear = state.spent > state.m + 2 * self.settings.k
-        if dear and self.way == "auto" and state.has_rows:
-            gathered = torch.zeros(state.m, self.settings.n, dtype=self.dtype, device=self.device)
-            reason = "a descent took longer than was predicted"
-            return replace(state, way="rows", reason=reason, stage="gathering", gathered=gathered)
-        if not bool(still.any()):
-            unfinished = _given(state.heights) > 0
-            return replace(state, stage="restarting", is_open=unfinished)
-        return state
-
-    def _restart(
-        self, state: NullSpaceState, block: Tensor, products: Tensor, responses: Tensor | None
-    ) -> NullSpaceState:
-        """Begin a round from true products of the vectors, or end where they rest."""
-        held = _given(state.is_open)
-        norms = block.square().sum(dim=0).double().cpu()
-        quotients = (block * products).sum(dim=0) if responses is None else _squares(responses)
-        height = quotients.double().cpu().clamp(min=0) / norms
-        heights = _given(state.heights).clone()
-        # Without J v nothing smaller than the rounding of F v is seen, and no more than tol asked.
-        floor = (self._finest if responses is None else self.eps**2 * 16) * state.largest
-        gained = height < _GAIN**2 * heights[held]
-        going = (height > floor) & gained & (state.rounds < _MOST_ROUNDS)
-        heights[held] = torch.where(going, height, 0.0)  # 0: at rest
-        still = held.clone()
-        still[held] = going
-        if not bool(still.any()):
-            vectors = torch.linalg.qr(_given(state.vectors).double()).Q.to(self.dtype)
-            return replace(state, stage="measuring", vectors=vectors, heights=heights)
-        n, k = self.settings.n, self.settings.k
-        gradients = torch.zeros(n, k, dtype=self.dtype, device=self.device)
-        gradients[:, held] = products
-        energies = gradients.square().sum(dim=0).double().cpu()
-        return replace(
-            state,
-            stage="descending",
-            rounds=state.rounds + 1,
-            steps=0,
-            gradients=gradients,
-            directions=gradients.clone(),
-            energies=energies,
-            first=energies.sqrt(),
-            heights=heights,
-            is_open=still,
-        )
+        if not (dear and self.way == "auto" and state.has_rows):
+            return state
+        gathered = torch.zeros(state.m, self.settings.n, dtype=self.dtype, device=self.device)
+        reason = "a descent took longer than was predicted"
+        return replace(state, way="rows", reason=reason, stage="gathering", gathered=gathered)
 
     # -- what is known ---------------------------------------------------------------------------
 
     def _measure(
         self, state: NullSpaceState, block: Tensor, products: Tensor, responses: Tensor | None
     ) -> NullSpaceState:
-        quotients = (block * products).sum(dim=0) if responses is None else _squares(responses)
+        quotients = (block * products).sum(dim=0) if responses is None else squares(responses)
         values = quotients.double().cpu().clamp(min=0)
         residuals = (products - block * values.to(block)).norm(dim=0).double().cpu()
         return replace(state, stage="done", values=values, residuals=residuals)
 
     def _judge(self) -> None:
         limit = self.settings.tol * self._state.largest
-        met = float(_given(self._state.residuals).max()) <= limit
+        met = float(present(self._state.residuals).max()) <= limit
         self._stop_reason = StopReason.CONVERGED if met else StopReason.FLOOR
 
     def _reopen(self) -> None:
@@ -341,10 +255,10 @@ class NullSpace(Eigensolver):
         state = self._state
         if state.values is None:
             nothing = torch.zeros(0, dtype=torch.float64)
-            return nothing, nothing, _given(state.vectors).T[:0]
-        values, residuals = _given(state.values), _given(state.residuals)
+            return nothing, nothing, present(state.vectors).T[:0]
+        values, residuals = present(state.values), present(state.residuals)
         order = torch.argsort(values, descending=True, stable=True)
-        vectors = _given(state.vectors).T[order.to(self.device)]
+        vectors = present(state.vectors).T[order.to(self.device)]
         return values[order], residuals[order], vectors.contiguous()
 
     def _progress(self) -> Progress:
@@ -400,14 +314,3 @@ class NullSpace(Eigensolver):
             own = replace(own, gathered=gathered)
         self._state = own
         self._counted_before = self._num_products - math.ceil(own.spent / 2)
-
-
-def _squares(responses: Tensor) -> Tensor:
-    return responses.square().sum(dim=0)
-
-
-def _given(tensor: Tensor | None) -> Tensor:
-    """Return a field that this stage has."""
-    if tensor is None:
-        raise ProductError("null_space: expected a whole state, got one without its tensors")
-    return tensor

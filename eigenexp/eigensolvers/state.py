@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Part", "State", "numbers", "part", "vectors"]
+from eigenexp.errors import CheckpointError
+
+__all__ = ["Part", "State", "numbers", "part", "present", "vectors"]
 
 
 class Part(Protocol):
@@ -85,6 +87,13 @@ class State:
                     setattr(self, item.name, None if value is None else make(value, like))
             else:
                 setattr(self, item.name, _copied(value))
+
+
+def present(tensor: Tensor | None) -> Tensor:
+    """Return a field that a state has by now; a CheckpointError where it came without."""
+    if tensor is None:
+        raise CheckpointError("state: expected a whole one, got one without its tensors")
+    return tensor
 
 
 def _copied(value: Any) -> Any:
