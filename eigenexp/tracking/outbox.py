@@ -17,7 +17,7 @@ from eigenexp.errors import TrackingError
 from eigenexp.tracking.files import safe_relative, snapshot, sync_files
 from eigenexp.tracking.names import check_run_id
 from eigenexp.tracking.records import Record, session_record
-from eigenexp.tracking.senders import SENDERS
+from eigenexp.tracking.senders import SENDERS, await_removal
 from eigenexp.tracking.spool import Spool, SpoolState, find_spools
 from eigenexp.tracking.store import Store
 from eigenexp.tracking.texts import printable
@@ -238,10 +238,7 @@ class Outbox:
         self._tell_refused()
         if done and self.process is not None and not SENDERS.stays:
             SENDERS.release(self.process)  # it need not wait for our end
-            try:
-                self.process.wait(5.0)
-            except subprocess.TimeoutExpired:
-                log.debug("sender %s goes on by itself", self.process.pid)
+            await_removal(self.spool, self.process)
         self._end(say_so=False)
         return done
 

@@ -22,12 +22,23 @@ from eigenexp.tracking.environment import QUIET_ENVIRONMENT
 from eigenexp.tracking.spool import Spool
 from eigenexp.tracking.store import Store
 
-__all__ = ["SENDERS", "Senders"]
+__all__ = ["SENDERS", "Senders", "await_removal"]
 
 _MODULE = "eigenexp.tracking.sender"
 _MOST_STAYING = 4
 _SETTLE_SECONDS = 30.0
-_LEAVE_SECONDS = 5.0
+_REMOVAL_SECONDS = 5.0
+
+
+def await_removal(spool: Spool, process: subprocess.Popen[bytes]) -> None:
+    """Wait, within bounds, until nothing of a run waits on disk any more.
+
+    A sender removes a spool last, behind the run's fate; its own end takes a second more, for which
+    nobody has to wait. One that ends without it leaves the spool to ``eigenexp sync``.
+    """
+    end = time.monotonic() + _REMOVAL_SECONDS
+    while spool.folder.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 class Deferred(Protocol):
@@ -54,7 +65,7 @@ class Senders:
 
     def __init__(self) -> None:
         self._ready: list[subprocess.Popen[bytes]] = []
-        self._staying: list[tuple[subprocess.Popen[bytes], Path]] = []
+        self._staying: list[tuple[subprocess.Popen[bytes], Spool]] = []
         self._outliving: list[subprocess.Popen[bytes]] = []
         self._deferred: list[Deferred] = []
         self._stay = False
@@ -107,9 +118,9 @@ class Senders:
             process = self._ready.pop(0)
             if process.poll() is None:
                 return process
-        for place, (process, folder) in enumerate(self._staying):
+        for place, (process, spool) in enumerate(self._staying):
             # What says of whom a spool is goes as soon as it is removed, the folder last.
-            if process.poll() is None and not (folder / "meta.json").exists():
+            if process.poll() is None and not (spool.folder / "meta.json").exists():
                 del self._staying[place]
                 return process
         return None
@@ -119,19 +130,27 @@ class Senders:
         if process.poll() is not None:
             self.release(process)
         elif self._stay:
-            self._staying.append((process, spool.folder))
+            self._staying.append((process, spool))
             if len(self._staying) > _MOST_STAYING:  # a store that does not answer holds them up
                 self.release(self._staying.pop(0)[0])
-        else:
+        elif process not in self._outliving:
             self._outliving.append(process)
 
     def release(self, process: subprocess.Popen[bytes]) -> None:
         """Tell a process that nothing follows."""
+        self._forget_ended()
         if process.stdin is not None:
             with contextlib.suppress(OSError):
                 process.stdin.close()
         if process.poll() is None:  # held, for Python warns of a forgotten living process
             self._outliving.append(process)
+
+    def _forget_ended(self) -> None:
+        for process in [each for each in self._outliving if each.poll() is not None]:
+            self._outliving.remove(process)
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
 
     def defer(self, run: Deferred) -> None:
         """Remember a run that ended, to wait for it when all have."""
@@ -170,13 +189,12 @@ class Senders:
         # Every one is asked, so that each says where it stays.
         all_sent = all([run.settle(max(0.0, end - time.monotonic())) for run in self._deferred])
         self._deferred.clear()
-        staying = [process for process, _ in self._staying]
+        staying = list(self._staying)
         self._staying.clear()
-        for process in staying:
+        for process, _ in staying:
             self.release(process)
-        for process in staying if all_sent else []:  # so that what is over has left nothing
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_LEAVE_SECONDS)
+        for process, spool in staying if all_sent else []:
+            await_removal(spool, process)
 
     def _release_all(self) -> None:
         for process in self._ready:  # has made nothing
@@ -188,6 +206,8 @@ class Senders:
             if process.stdin is not None:
                 with contextlib.suppress(OSError):
                     process.stdin.close()
+            if process.poll() is None:
+                process.returncode = 0  # let go on purpose: Python has nothing to warn of
 
 
 SENDERS = Senders()

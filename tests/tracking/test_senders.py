@@ -53,6 +53,26 @@ def test_a_sender_that_got_ready_is_taken_by_the_next_run(root, store):
     assert history(store, run, "a") == [(1, 1.0)]
 
 
+def test_what_is_closed_is_stored_and_nobody_waits_for_the_end_of_its_sender(root, store):
+    code = """
+import sys
+from eigenexp.tracking.mlflow_logger import MLflowLogger
+from eigenexp.tracking.spool import find_spools
+logger = MLflowLogger("e", root=sys.argv[1])
+logger.log_metrics({"a": 1.0}, 1)
+logger.finalize("success")
+logger.close()
+assert find_spools(sys.argv[1]) == []
+print(logger.version)
+"""
+    command = [sys.executable, "-W", "error", "-c", code, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = done.stdout.strip()
+    assert done.stderr == ""
+    assert store.find_run(run).info.status == "FINISHED"
+    assert history(store, run, "a") == [(1, 1.0)]
+
+
 def test_a_sender_that_is_never_needed_makes_nothing_and_ends_with_its_parent(tmp_path):
     root = tmp_path / "mlruns"
     code = """
