@@ -19,6 +19,7 @@ _HOMES = {
     "ConvergenceLogging": "eigenexp.callbacks",
     "ConvergenceStopping": "eigenexp.callbacks",
     "DenseOperator": "eigenexp.operators",
+    "Discriminability": "eigenexp.analysis",
     "DistortionPictures": "eigenexp.callbacks",
     "Eigendistortion": "eigenexp.compat.eigendistortion",
     "EigendistortionModule": "eigenexp.modules.eigendistortion",
@@ -36,6 +37,7 @@ _HOMES = {
     "Spectrum": "eigenexp.spectrum",
     "StopReason": "eigenexp.spectrum",
     "StudyModule": "eigenexp.modules.study",
+    "amplitude": "eigenexp.analysis",
     "examine_saved_synthesis": "eigenexp.compat.eigendistortion",
     "load_picture": "eigenexp.pictures.picture",
     "remove_grad": "eigenexp.compat.eigendistortion",
@@ -47,6 +49,7 @@ _HOMES = {
     "write_report": "eigenexp.report",
 }
 _MODULES = {
+    "analysis": "eigenexp.analysis",
     "eigensolvers": "eigenexp.eigensolvers",
     "images": "eigenexp.pictures",
     "models": "eigenexp.models",
