@@ -1,4 +1,4 @@
-"""Radii of distortions as lines a person reads, from an amplitude's record."""
+"""Radii of distortions as texts a person reads, from an amplitude's record."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from eigenexp.console import aligned, printable
 
-__all__ = ["AMPLITUDE_FILE", "BEYOND", "COLUMNS", "amplitude_lines", "cell", "radius_text"]
+__all__ = ["AMPLITUDE_FILE", "amplitude_lines", "amplitude_view"]
 
 AMPLITUDE_FILE = "amplitude.json"
 """Name of the file of radii and curves in a folder of results."""
 
-COLUMNS = {
+_COLUMNS = {
     "index": "index",
     "known_threshold": "d′ = 1 at",
     "validity_radius": "valid to",
@@ -22,13 +22,59 @@ COLUMNS = {
     "strict_radius": "in range to",
     "clipped_pixels": "clipped",
 }
-"""Keys of a pair's record and what a table calls them."""
+_BEYOND = "d′ = 1 lies beyond the validity radius, so that 1/√λ is extrapolated; d_true(α) is not"
 
 
-def radius_text(value: Any) -> str:
-    """Return a radius with the digits it was found to; ``∞``, or ``–`` where it is undefined."""
-    if value is None or isinstance(value, str):
-        value = {"inf": math.inf, "Infinity": math.inf}.get(str(value))
+def amplitude_view(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table of amplitudes α (2-norm of αe) as texts.
+
+    Parameters
+    ----------
+    record
+        Of :meth:`~eigenexp.analysis.Amplitude.as_record`; what a foreign one lacks is ``–``.
+
+    Returns
+    -------
+    dict
+        ``headings``, ``rows`` (a list of cells a pair), ``legend`` and ``notes``.
+    """
+    given = record.get("pairs")
+    pairs = [p for p in given if isinstance(p, Mapping)] if isinstance(given, list) else []
+    valid, clip = (_percent(record.get(f"{name}_tolerance")) for name in ("validity", "clip"))
+    notes: dict[str, list[str]] = {}
+    for pair in pairs:
+        told = pair.get("notes")
+        told = [str(note) for note in told] if isinstance(told, list) else []
+        for note in [*([_BEYOND] if _is_beyond(pair) else []), *told]:
+            notes.setdefault(note, []).append(str(pair.get("index")))
+    return {
+        "headings": list(_COLUMNS.values()),
+        "rows": [[_cell(pair, key) for key in _COLUMNS] for pair in pairs],
+        "legend": (
+            f"amplitudes α: valid while d′ is α√λ within {valid}; ordered while the top is above "
+            f"the bottom; clipping to black and white changes d′ by {clip} where it clips, and "
+            "this many values are clipped there"
+        ),
+        "notes": [
+            note + ("" if len(where) == len(pairs) else f" (index {', '.join(where)})")
+            for note, where in notes.items()
+        ],
+    }
+
+
+def amplitude_lines(record: Mapping[str, Any]) -> list[str]:
+    """Return :func:`amplitude_view` as lines for a screen."""
+    view = amplitude_view(record)
+    lines = aligned([view["headings"], *view["rows"]], right=range(len(_COLUMNS)))
+    return [*lines, view["legend"], *(f"note: {note}" for note in view["notes"])]
+
+
+def _cell(pair: Mapping[str, Any], key: str) -> str:
+    value = pair.get(key)
+    if key == "known_threshold":
+        return printable(str(value or "–"))
+    if isinstance(value, str):  # JSON knows no infinity
+        value = {"inf": math.inf, "Infinity": math.inf}.get(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -36,48 +82,7 @@ def radius_text(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-def amplitude_lines(record: Mapping[str, Any]) -> list[str]:
-    """Return a table of amplitudes α (2-norm of αe), a line a pair, and what it means.
-
-    Parameters
-    ----------
-    record
-        Of :meth:`~eigenexp.analysis.Amplitude.as_record`; what a foreign one lacks is ``–``.
-    """
-    given = record.get("pairs")
-    pairs = [p for p in given if isinstance(p, Mapping)] if isinstance(given, list) else []
-    rows = [list(COLUMNS.values())]
-    rows += [[cell(pair, key) for key in COLUMNS] for pair in pairs]
-    lines = aligned(rows, right=range(len(COLUMNS)))
-    valid, clip = (_percent(record.get(f"{name}_tolerance")) for name in ("validity", "clip"))
-    lines.append(
-        f"amplitudes α: valid while d′ is α√λ within {valid}; ordered while the top is above the "
-        f"bottom; clipping changes d′ by {clip} where it clips"
-    )
-    notes: dict[str, list[str]] = {}
-    for pair in pairs:
-        if _beyond(pair):
-            notes.setdefault(BEYOND, []).append(str(pair.get("index")))
-    for pair in pairs:
-        for note in pair.get("notes") or []:
-            notes.setdefault(str(note), []).append(str(pair.get("index")))
-    lines += [
-        f"note: {note}" + ("" if len(where) == len(pairs) else f" (index {', '.join(where)})")
-        for note, where in notes.items()
-    ]
-    return lines
-
-
-BEYOND = "d′ = 1 lies beyond the validity radius: 1/√λ is extrapolated there, take d_true of that α"
-
-
-def cell(pair: Mapping[str, Any], key: str) -> str:
-    """Return what a table shows of one number of a pair's record."""
-    value = pair.get(key)
-    return printable(str(value or "–")) if key == "known_threshold" else radius_text(value)
-
-
-def _beyond(pair: Mapping[str, Any]) -> bool:
+def _is_beyond(pair: Mapping[str, Any]) -> bool:
     valid, reached = pair.get("validity_radius"), pair.get("threshold")
     if not isinstance(valid, (int, float)) or not isinstance(reached, (int, float)):
         return False

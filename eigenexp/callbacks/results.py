@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from PIL import Image
 from eigenexp.callbacks.convergence_logging import ConvergenceLogging
 from eigenexp.callbacks.sending import send_description, send_files, send_picture, send_point
 from eigenexp.callbacks.stopping import solver_module
-from eigenexp.errors import CheckpointError
+from eigenexp.errors import CheckpointError, EigenexpError
 from eigenexp.modules.eigendistortion import EigendistortionModule
+from eigenexp.operators import FisherOperator
 from eigenexp.pictures.saving import PICTURE_FILE, save_picture
 from eigenexp.runs.folder import CONVERGENCE_FILE
 from eigenexp.runs.overview import description, result_row
-from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
-from eigenexp.storage.atomic import write_atomic
+from eigenexp.spectrum import SPECTRUM_FILE, Spectrum, StopReason
+from eigenexp.storage.atomic import write_atomic, write_json_atomic
 
 __all__ = ["ResultFiles", "convergence_table", "eigenvalue_table"]
 
@@ -36,7 +37,10 @@ def eigenvalue_table(spectrum: Spectrum) -> str:
 
     Numbers are whole; ``known`` is the eigenvalue as tables print it, ``3.9(2)e-06``.
     """
-    rows = spectrum.rows()
+    return _csv(spectrum.rows())
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["index"])
     writer.writeheader()
@@ -75,6 +79,9 @@ class ResultFiles(L.Callback):
         Title of the figure of distortions; ``None`` for the names of model and picture.
     metadata
         Plain facts to keep in the spectrum's file.
+    amplitude
+        Whether to take true d′ at finite amplitudes once a solve has ended by itself:
+        ``amplitude.json``, ``amplitude.csv`` and a figure, for some tens of forward passes a pair.
 
     Attributes
     ----------
@@ -87,10 +94,12 @@ class ResultFiles(L.Callback):
         dirpath: str | Path | None = None,
         title: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        amplitude: bool = True,
     ) -> None:
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.title = title
         self.metadata = dict(metadata or {})
+        self.amplitude = amplitude
         self.paths: dict[str, Path] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -146,6 +155,8 @@ class ResultFiles(L.Callback):
             self.paths[curves.name] = write_atomic(curves, convergence_table(history).encode())
         title = self._title(module)
         figures = self._figures(trainer, module, spectrum, title)
+        if self.amplitude:
+            figures |= self._write_amplitude(module, spectrum, folder)
         for name, figure in figures.items():
             path = folder / f"{name}.png"
             buffer = io.BytesIO()
@@ -155,6 +166,28 @@ class ResultFiles(L.Callback):
         kept = [path for name, path in self.paths.items() if name != PICTURE_FILE]
         _hand_over(trainer, kept)
         self._tell_loggers(trainer, spectrum, title, figures)
+
+    def _write_amplitude(
+        self, module: EigendistortionModule, spectrum: Spectrum, folder: Path
+    ) -> dict[str, Any]:
+        """Write the radii; return their figure. Nothing that goes wrong here ends a run."""
+        from eigenexp.analysis.amplitude_table import AMPLITUDE_FILE
+        from eigenexp.plots import amplitude_figure
+
+        # A solve that was stopped goes on; and whoever stopped it waits.
+        is_over = module.solver.stop_reason is not StopReason.RUNNING
+        if not is_over or not len(spectrum) or not isinstance(module.operator, FisherOperator):
+            return {}
+        try:
+            found = module.amplitude(spectrum)
+        except EigenexpError as error:
+            log.warning("amplitudes: expected true d′ at finite ones, got none: %s", error)
+            return {}
+        record = found.as_record()
+        self.paths[AMPLITUDE_FILE] = write_json_atomic(folder / AMPLITUDE_FILE, record)
+        table = folder / "amplitude.csv"
+        self.paths[table.name] = write_atomic(table, _csv(found.rows()).encode())
+        return {"amplitude": amplitude_figure(record)}
 
     def _tell_loggers(
         self, trainer: L.Trainer, spectrum: Spectrum, title: str, figures: Iterable[str]

@@ -179,9 +179,30 @@ def _show(options: argparse.Namespace) -> int:
         print(f"no result yet; go on with: eigenexp resume {run.run_id}")
         return 0
     say(f"\n{Spectrum.load(path)}\n")
+    amplitudes = _amplitudes(run)
+    if amplitudes is not None:
+        from eigenexp.analysis.amplitude_table import amplitude_lines
+
+        say("\n".join([*amplitude_lines(amplitudes), ""]))
     for result in sorted(run.results.iterdir()):
         say(str(result))
     return 0
+
+
+def _amplitudes(run: RunFolder) -> dict[str, Any] | None:
+    """Return the record of a run's finite amplitudes; None where there is none to read."""
+    from eigenexp.analysis.amplitude_table import AMPLITUDE_FILE
+    from eigenexp.errors import CheckpointError
+    from eigenexp.storage.json_files import read_json
+
+    path = run.results / AMPLITUDE_FILE
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path, "amplitudes of a run")
+    except CheckpointError as error:
+        tell_error(error)
+        return None
 
 
 def _run_facts(run: RunFolder) -> dict[str, Any]:
@@ -196,6 +217,7 @@ def _run_facts(run: RunFolder) -> dict[str, Any]:
         facts["pictures"] = list(StudyFolder(run.results).records().values())
     elif path.is_file():
         facts["pairs"] = Spectrum.load(path).rows()
+        facts["amplitude"] = _amplitudes(run)
     return facts
 
 

@@ -49,6 +49,7 @@ settings (key=value; see them all with --config):
                           negative_binomial, fano, multiplicative, categorical, bernoulli, …
   perturbations=band perturbations.low=0.1 perturbations.high=0.3    which changes are considered;
                           also mask, taper, colour, whitening, linear_light, …
+  analysis.amplitude=false    no true d′ at finite amplitudes (some tens of forward passes a pair)
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
   study.batch_size=8 study.figures=true    of many pictures; resume … study.retry_failed=true
   study.retry_unproven=true solver.tol=1e-3   solves those again that are not proven

@@ -156,7 +156,7 @@ def _run(solve: _Solve, say: Callable[[str], None]) -> RunResult:
     mlflow, checkpoint, stop = solve.mlflow, solve.checkpoint, solve.stop
     is_first = is_first_rank()
     module.run_metadata["run_id"] = folder.run_id
-    results = ResultFiles(folder.results, title=solve.title)
+    results = ResultFiles(folder.results, title=solve.title, amplitude=settings.analysis.amplitude)
     loggers: list[Logger] = []
     begin = _Beginning(lambda: _record_start(solve, loggers))
     trainer: Any = None

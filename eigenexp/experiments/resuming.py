@@ -50,7 +50,7 @@ __all__ = [
     "settings_hash",
 ]
 
-_IGNORED = ("resume", "root", "threads", "trust", "logger", "callbacks", "experiment")
+_IGNORED = ("resume", "root", "threads", "trust", "logger", "callbacks", "experiment", "analysis")
 _IGNORED_TRAINER = ("enable_progress_bar", "max_time")
 _IGNORED_STUDY = ("checkpoint_seconds", "figures", "retry_failed", "retry_unproven")
 _DONE = ("max_steps", "max_products", "converged", "unverified", "floor", "stagnated", "breakdown")

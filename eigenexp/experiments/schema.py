@@ -18,6 +18,7 @@ __all__ = [
     "OPEN_GROUPS",
     "SCHEMAS",
     "SOLVERS",
+    "AnalysisConfig",
     "CallbacksConfig",
     "FitConfig",
     "ImageConfig",
@@ -184,6 +185,13 @@ class StudyConfig:
 
 
 @dataclass
+class AnalysisConfig:
+    """What is measured once the pairs are found: :mod:`eigenexp.analysis`."""
+
+    amplitude: bool = True
+
+
+@dataclass
 class FitConfig:
     """The whole configuration of one run.
 
@@ -204,6 +212,7 @@ class FitConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     parallel: str | None = None
     experiment: Any = None
     root: str = "mlruns"

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from eigenexp.analysis import Amplitude, amplitude
 from eigenexp.checkpoints.agreement import check_same
 from eigenexp.distributed.exchange import Exchange
 from eigenexp.eigensolvers import check_settings, multiply
@@ -18,6 +19,7 @@ from eigenexp.errors import ImageError, InputError, InputTypeError
 from eigenexp.modules.metrics import monitored_metrics
 from eigenexp.modules.solver_module import SolverModule
 from eigenexp.modules.turns import check_trainer, is_double
+from eigenexp.operators import FisherOperator
 from eigenexp.operators.calling import copy_image
 from eigenexp.operators.noise import Noise
 from eigenexp.operators.perturbations import Perturbations, coordinates_at
@@ -27,6 +29,9 @@ from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.storage.plain import plain
 
 __all__ = ["EigendistortionModule"]
+
+_OBSERVER_OPTIONS = ("noise", "perturbations", "model_dtype")
+"""Options of an operator that say what its response is."""
 
 
 class EigendistortionModule(SolverModule):
@@ -168,6 +173,37 @@ class EigendistortionModule(SolverModule):
                 stacklevel=2,
             )
         return spectrum
+
+    def amplitude(self, spectrum: Spectrum | None = None) -> Amplitude:
+        """Return how far each distortion may be scaled, see :func:`eigenexp.amplitude`.
+
+        Parameters
+        ----------
+        spectrum
+            Some of the pairs; by default all.
+
+        Raises
+        ------
+        InputError
+            For the mean of many pictures, which have no response together.
+        ModelError
+            When the model fails away from the picture, or the noise has no g.
+        """
+        if not isinstance(self.operator, FisherOperator):
+            raise InputError(
+                "amplitude: expected one picture, got the mean of many, which have no response "
+                "together; solve one of them alone"
+            )
+        known = {} if self.picture is None else {"value_range": self.picture.record["value_range"]}
+        options = self.operator_options
+        chosen = self.solver.result() if spectrum is None else spectrum
+        return amplitude(
+            self.model,
+            self.image,
+            chosen.reshape(self.operator.image_shape),
+            **{key: options[key] for key in _OBSERVER_OPTIONS if key in options},
+            **known,
+        )
 
     # -- set-up ----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Nothing here reads or writes a file, and nothing touches ``pyplot``: a figure is
 function takes ``ax`` or ``axes`` to draw into a figure of yours.
 """
 
+from eigenexp.plots.amplitudes import amplitude_figure
 from eigenexp.plots.curves import (
     convergence_figure,
     sensitivity,
@@ -19,6 +20,7 @@ from eigenexp.plots.distortions import (
 from eigenexp.plots.pixels import distortion_image
 
 __all__ = [
+    "amplitude_figure",
     "convergence_figure",
     "distortion_figure",
     "distortion_image",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["convergence_figure", "sensitivity", "sensitivity_figure", "spectrum_figure"]
+__all__ = ["convergence_figure", "new_axes", "sensitivity", "sensitivity_figure", "spectrum_figure"]
 
 LOWEST_RESIDUAL = 1e-16
 
@@ -61,7 +61,7 @@ def spectrum_figure(
     """
     if len(spectrum) == 0:
         raise InputError("spectrum: expected at least one pair, got none")
-    figure, ax = _axes(ax)
+    figure, ax = new_axes(ax)
     values, bounds = to_float(spectrum.eigenvalues), to_float(spectrum.error_bounds)
     index = spectrum.eigenindex.tolist()
     places = np.arange(len(values))
@@ -132,7 +132,7 @@ def convergence_figure(
             "history: expected the keys 'products' and 'residuals', "
             f"got no {' and no '.join(missing)}"
         )
-    figure, ax = _axes(ax)
+    figure, ax = new_axes(ax)
     curves = residual_series(history)
     for curve in curves:
         ax.plot(
@@ -241,7 +241,7 @@ def sensitivity_figure(
     distances = np.logspace(-2, 2, 17) if alphas is None else np.asarray([float(a) for a in alphas])
     if not (distances > 0).all():
         raise InputError("alphas: expected positive distances (both axes are logarithmic)")
-    figure, ax = _axes(ax)
+    figure, ax = new_axes(ax)
     chosen = list(dict.fromkeys(i % len(spectrum) if -len(spectrum) <= i < 0 else i for i in pairs))
     with torch.no_grad():
         response = _flat_response(model(image.detach()))
@@ -268,7 +268,7 @@ def sensitivity_figure(
     return figure
 
 
-def _axes(ax: Axes | None) -> tuple[Figure, Axes]:
+def new_axes(ax: Axes | None) -> tuple[Figure, Axes]:
     """Return ``ax`` with its figure, or a new figure with one axes."""
     if ax is not None:
         given: Any = ax.get_figure(root=True)

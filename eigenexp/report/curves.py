@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eigenexp.errors import InputError
+from eigenexp.plots.amplitudes import amplitude_curves
 from eigenexp.plots.series import (
     EIGENVALUE_TITLE,
     PRODUCTS_TITLE,
@@ -18,7 +19,14 @@ from eigenexp.plots.series import (
     worst_series,
 )
 
-__all__ = ["Chart", "Line", "comparison_chart", "eigenvalue_chart", "residual_chart"]
+__all__ = [
+    "Chart",
+    "Line",
+    "amplitude_chart",
+    "comparison_chart",
+    "eigenvalue_chart",
+    "residual_chart",
+]
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 84, 16, 14, 52
@@ -81,6 +89,19 @@ def comparison_chart(runs: Sequence[tuple[str, Mapping[str, Any] | None]]) -> Ch
     return _chart(series, "Worst residual of each run", RESIDUAL_TITLE)
 
 
+def amplitude_chart(record: Mapping[str, Any] | None) -> Chart | None:
+    """Return true d′ and α√λ of the first and the last pair over α; ``None`` without a record."""
+    given = (record or {}).get("pairs")
+    pairs = [pair for pair in given if isinstance(pair, Mapping)] if isinstance(given, list) else []
+    series = []
+    for pair in pairs[:1] + pairs[1:][-1:]:
+        for name, points in amplitude_curves(pair).items():
+            label = f"index {pair.get('index')}: {name}"
+            series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
+    title = "d′ at finite amplitudes"
+    return _chart(series, title, "d′", x_title="α, amplitude", log_x=True)
+
+
 def _read(
     read: Callable[[Mapping[str, Any] | None], list[Series]], history: Mapping[str, Any] | None
 ) -> list[Series]:
@@ -92,7 +113,13 @@ def _read(
 
 
 def _chart(
-    series: Sequence[Series], title: str, y_title: str, rule: tuple[float, str] | None = None
+    series: Sequence[Series],
+    title: str,
+    y_title: str,
+    rule: tuple[float, str] | None = None,
+    *,
+    x_title: str = PRODUCTS_TITLE,
+    log_x: bool = False,
 ) -> Chart | None:
     kept = [
         (curve.label, number, list(zip(curve.products, curve.values, strict=True)))
@@ -106,10 +133,14 @@ def _chart(
         levels.append(math.log10(rule[0]))
     high = math.ceil(max(levels) + 1e-9)
     low = max(math.floor(min(levels) - 1e-9), high - _MOST_DECADES)
-    far = max(x for x, _ in points)
+    far, near = max(x for x, _ in points), min(x for x, _ in points)
 
     def to_x(x: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (x / far if far > 0 else 0.0), 2)
+        if log_x:
+            share = math.log(x / near) / math.log(far / near) if far > near else 0.0
+        else:
+            share = x / far if far > 0 else 0.0
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 2)
 
     def to_y(level: float) -> float:
         share = (high - max(level, low)) / (high - low)
@@ -123,11 +154,11 @@ def _chart(
             lines.append(Line(name, text, number % 8, placed[-1]))
     step = max(1, math.ceil((high - low) / 6))
     y_ticks = [(to_y(e), _power(e)) for e in range(int(low), high + 1, step)]
-    x_ticks = [(to_x(x), f"{x:g}") for x in _nice(far)]
+    x_ticks = [(to_x(x), f"{x:g}") for x in (_decades(near, far) if log_x else _nice(far))]
     drawn = None
     if rule is not None and rule[0] > 0:
         drawn = (to_y(math.log10(rule[0])), f"{rule[1]} {rule[0]:.0e}")
-    return Chart(title, PRODUCTS_TITLE, y_title, lines, x_ticks, y_ticks, drawn)
+    return Chart(title, x_title, y_title, lines, x_ticks, y_ticks, drawn)
 
 
 def _thin(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -144,6 +175,13 @@ def _nice(far: float) -> list[float]:
     step = next(s * unit for s in (0.2, 0.5, 1.0, 2.0) if far / (s * unit) <= 5.5)
     step = max(step, 1.0)
     return [i * step for i in range(int(far / step + 1e-9) + 1)]
+
+
+def _decades(near: float, far: float) -> list[float]:
+    """Return the powers of ten in a range of positive numbers, six at most."""
+    first, last = math.ceil(math.log10(near) - 1e-9), math.floor(math.log10(far) + 1e-9)
+    step = max(1, math.ceil((last - first + 1) / 6))
+    return [10.0**e for e in range(first, last + 1, step)]
 
 
 def _power(exponent: int) -> str:

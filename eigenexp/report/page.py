@@ -16,7 +16,12 @@ from typing import Any
 
 from eigenexp.errors import InputError
 from eigenexp.report.comparison import comparison_rows
-from eigenexp.report.curves import comparison_chart, eigenvalue_chart, residual_chart
+from eigenexp.report.curves import (
+    amplitude_chart,
+    comparison_chart,
+    eigenvalue_chart,
+    residual_chart,
+)
 from eigenexp.report.view import DEFAULT_STRENGTH, ReportRun, run_view
 
 __all__ = ["content_security_policy", "render_report"]
@@ -55,6 +60,7 @@ def render_report(runs: Sequence[ReportRun], title: str | None = None) -> str:
             )
             if chart is not None
         ]
+        view["amplitude_chart"] = amplitude_chart(run.amplitude)
         views.append(view)
     several = len(runs) > 1
     names = [(f"{i}: {run.title}", run.history) for i, run in enumerate(runs, 1)]

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from eigenexp.analysis import Amplitude
+from eigenexp.analysis.amplitude_table import AMPLITUDE_FILE
 from eigenexp.checkpoints.files import find_checkpoint, load_checkpoint
 from eigenexp.errors import CheckpointError, EigenexpError, InputError
 from eigenexp.pictures.picture import Picture, load_picture
@@ -39,6 +41,7 @@ def report_from(
     *,
     title: str | None = None,
     history: Mapping[str, Any] | None = None,
+    amplitude: Amplitude | None = None,
     **facts: Any,
 ) -> ReportRun:
     """Return a run for :func:`write_report` from a spectrum in memory.
@@ -53,6 +56,8 @@ def report_from(
         By default the method's name.
     history
         ``ConvergenceLogging.history``, for the curves.
+    amplitude
+        From :func:`eigenexp.amplitude`, for the section on finite amplitudes.
     facts
         Settings to list.
 
@@ -71,6 +76,7 @@ def report_from(
         history=history,
         picture_name=image.name if isinstance(image, Picture) else "",
         facts={**record, **facts},
+        amplitude=None if amplitude is None else amplitude.as_record(),
     )
 
 
@@ -246,7 +252,19 @@ def _read(results: Path, run: RunFolder | None, title: str) -> ReportRun:
         picture_name="" if picture is None else picture.name,
         facts=facts,
         problem=str(record.get("error") or ""),
+        amplitude=_amplitude(results),
     )
+
+
+def _amplitude(results: Path) -> dict[str, Any] | None:
+    path = results / AMPLITUDE_FILE
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path, "amplitudes of a run")
+    except CheckpointError as error:
+        warnings.warn(f"{error}; the report has no section of them", stacklevel=4)
+        return None
 
 
 def _so_far(run: RunFolder | None, title: str) -> Spectrum:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eigenexp.analysis.amplitude_table import AMPLITUDE_FILE
 from eigenexp.checkpoints.files import METADATA_KEY, find_checkpoint, load_checkpoint
 from eigenexp.eigensolvers import Problem, make_solver
 from eigenexp.eigensolvers.recasting import state_dtype
@@ -86,7 +87,7 @@ def fetch_result(name: str, root: Path) -> RunFolder:
         )
     found = store.find_run(name)
     run = RunFolder(root, check_run_id(found.info.run_id))
-    for file in (SPECTRUM_FILE, PICTURE_FILE, CONVERGENCE_FILE):
+    for file in (SPECTRUM_FILE, PICTURE_FILE, CONVERGENCE_FILE, AMPLITUDE_FILE):
         with contextlib.suppress(RunNotFoundError):  # each of them may be missing
             download_artifact(store, run.run_id, f"results/{file}", run.results)
     if not (run.results / SPECTRUM_FILE).is_file():

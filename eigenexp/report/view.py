@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from eigenexp.analysis.amplitude_table import amplitude_view
 from eigenexp.analysis.units import thresholds
 from eigenexp.console import at_least, known_digits
 from eigenexp.errors import InputError
@@ -59,6 +60,8 @@ class ReportRun:
         More settings to list, nested as they are; ``spectrum.metadata`` is listed anyway.
     problem
         Why the run failed, if it did.
+    amplitude
+        Of :meth:`eigenexp.analysis.Amplitude.as_record`; ``None`` for no section of it.
     """
 
     title: str
@@ -71,6 +74,7 @@ class ReportRun:
     picture_name: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    amplitude: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.image is not None and self.image.numel() != self.spectrum.num_pixels:
@@ -144,6 +148,7 @@ def run_view(run: ReportRun, number: int) -> dict[str, Any]:
         "ratio": sensitivity_ratio(spectrum),
         "facts": fact_groups(metadata, run.facts),
         "problem": run.problem,
+        "amplitude": None if run.amplitude is None else amplitude_view(run.amplitude),
         "data": None if shown is None else _data(shown, limits, groups, spectrum, shape),
     }
 

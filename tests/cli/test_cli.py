@@ -128,6 +128,7 @@ def test_mlflow_holds_metrics_params_tags_pictures_and_artifacts(
         "results/spectrum.safetensors",
         "results/eigenvalues.csv",
         "results/distortions.png",
+        "results/amplitude.json",
         "checkpoints/last/last.ckpt",
         "checkpoints/last/metadata.json",
         "checkpoints/best/metadata.json",
