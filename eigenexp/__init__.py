@@ -59,6 +59,7 @@ _MODULES = {
     "pictures": "eigenexp.pictures",
     "plots": "eigenexp.plots",
     "report": "eigenexp.report",
+    "scoring": "eigenexp.scoring",
     "stimuli": "eigenexp.stimuli",
     "study": "eigenexp.study",
     "tracking": "eigenexp.tracking",

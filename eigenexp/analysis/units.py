@@ -10,7 +10,6 @@ import functools
 import math
 from typing import Any
 
-import torch
 from scipy.integrate import quad
 from scipy.special import ndtr
 from torch import Tensor
@@ -21,8 +20,6 @@ from eigenexp.spectrum import Spectrum
 __all__ = ["TASKS", "amplitude_at", "d_prime", "fraction_correct", "thresholds"]
 
 TASKS = ("2afc", "mafc", "oddity")
-ODDITY_TRIALS = 400_000
-"""Of the simulation: a share of 0.5 is then known to 0.0008."""
 
 
 def d_prime(alpha: float, eigenvalue: float) -> float:
@@ -61,7 +58,8 @@ def fraction_correct(d_prime: float, task: str = "2afc", alternatives: int = 3) 
     task
         ``"2afc"``: Φ(d′/√2). ``"mafc"``: one of ``alternatives`` is changed,
         ∫ φ(z − d′) Φ(z)^{m−1} dz (Green and Dai 1991). ``"oddity"``: one of three intervals is, and
-        the observer does not know how: the one furthest from the other two is chosen, simulated.
+        the observer does not know how: the one furthest from the other two is chosen,
+        2 ∫₀^∞ φ(u) [Φ(d′√⅔ − u√3) + Φ(−d′√⅔ − u√3)] du (Ennis 1993).
     alternatives
         m, for ``"mafc"``.
 
@@ -95,11 +93,13 @@ def _forced_choice(d_prime: float, alternatives: int) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def _oddity(d_prime: float) -> float:
-    generator = torch.Generator().manual_seed(0)
-    shown = torch.randn(ODDITY_TRIALS, 3, generator=generator, dtype=torch.float64)
-    shown[:, 0] += d_prime
-    off = (1.5 * (shown - shown.mean(dim=1, keepdim=True))).abs()
-    return float((off.argmax(dim=1) == 0).double().mean())
+    # The two unchanged ones differ by √2 u, and both are further from the third (Ennis 1993).
+    def right(u: float) -> float:
+        apart, shift = math.sqrt(3) * u, d_prime * math.sqrt(2 / 3)
+        density = 2 * math.exp(-0.5 * u**2) / math.sqrt(2 * math.pi)
+        return float(density * (ndtr(shift - apart) + ndtr(-shift - apart)))
+
+    return float(quad(right, 0.0, 9.0, epsabs=1e-10)[0])
 
 
 def thresholds(spectrum: Spectrum, image: Tensor | None = None) -> list[dict[str, Any]]:
