@@ -2,7 +2,8 @@
 
 from eigenexp.scoring.counts import Counts, Prior
 from eigenexp.scoring.curves import TaskCurve, task_curve
-from eigenexp.scoring.psychometric import ENGINES, Difference, Thresholds, fit_thresholds
+from eigenexp.scoring.psychometric import ENGINES, fit_thresholds
+from eigenexp.scoring.thresholds import Difference, Thresholds
 
 __all__ = [
     "ENGINES",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,7 @@ from eigenexp.errors import InputError
 from eigenexp.scoring.counts import Counts
 from eigenexp.scoring.curves import TaskCurve
 from eigenexp.scoring.grid import central_interval
-
-if TYPE_CHECKING:
-    from eigenexp.scoring.psychometric import Thresholds
+from eigenexp.scoring.thresholds import Thresholds
 
 __all__ = ["fit_each"]
 
@@ -55,8 +53,6 @@ def fit_each(
         When psignifit is not installed, or a distortion has fewer than two levels.
     """
     fit = _psignifit()
-    from eigenexp.scoring.psychometric import Thresholds
-
     found = [
         _one(fit, one, curve) if state == "known" else None
         for one, state in zip(counts, states, strict=True)
