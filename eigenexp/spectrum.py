@@ -265,6 +265,10 @@ class Spectrum:
         """Return the same spectrum with ``metadata`` added (the new value wins)."""
         return replace(self, metadata={**self.metadata, **metadata})
 
+    def with_notes(self, *notes: str) -> Self:
+        """Return the same spectrum with those of ``notes`` added that are not empty."""
+        return replace(self, notes=(*self.notes, *(note for note in notes if note)))
+
     @property
     def is_null(self) -> tuple[bool, ...]:
         """Which pairs lie in the known null space of F: their eigenvalues are 0, whatever θ is."""

@@ -142,8 +142,7 @@ class ResultFiles(L.Callback):
         if PICTURE_FILE not in self.paths:
             self._keep_picture(trainer, pl_module)
         module = solver_module(pl_module)
-        spectrum = module.solver.result().reshape(module.operator.image_shape)
-        spectrum = spectrum.with_metadata({**module.metadata(), **self.metadata})
+        spectrum = module.result().with_metadata({**module.metadata(), **self.metadata})
         folder = self._folder(trainer)
         self.paths[SPECTRUM_FILE] = spectrum.save(folder / SPECTRUM_FILE)
         table = folder / "eigenvalues.csv"

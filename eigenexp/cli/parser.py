@@ -58,6 +58,8 @@ settings (key=value; see them all with --config):
   operator.compile=true       products by torch.compile, where that gives the same
   model=./mymodel.py:MyNet model.width=4 model.weights=w.pt    your own class, its arguments and
                           weights (safetensors, or a state_dict); also model=mypackage.nets.MyNet
+  model=timm.resnet18 model.pretrained=true    a network of timm or torchvision by its name
+  model.mean=imagenet     the scaling a model was trained with (numbers, half, clip; model.std=…)
   +trainer.log_every_n_steps=10    any other argument of lightning.Trainer
   +callbacks.mine._target_=package.Callback +callbacks.mine.key=value    your own; +logger.mine too
   experiment=mine         your own groups: files like conf/experiment/mine.yaml in ./conf, or in

@@ -144,24 +144,39 @@ def with_own_model(overrides: Sequence[str]) -> list[str]:
 
     ``model=./mymodel.py:MyNet model.width=4`` and ``model=mypackage.nets.MyNet`` choose the group's
     ``custom`` and add the arguments. A file's path is made absolute, so that a resume finds it.
+    ``model=timm.resnet18`` chooses the group's ``timm``, with a name. ``mean`` and ``std`` are
+    arguments of every model.
     """
     chosen = [o.partition("=")[2] for o in overrides if o.startswith("model=")]
-    if not chosen or not re.search(r"\.py:\w|^\w+(\.\w+)+$", chosen[-1].strip("'\"")):
-        return list(overrides)
-    target = chosen[-1].strip("'\"")
+    target = chosen[-1].strip("'\"") if chosen else ""
+    zoo = _ZOO.fullmatch(target)
+    if zoo is None and not re.search(r"\.py:\w|^\w+(\.\w+)+$", target):
+        return [_added(override, "model.mean=", "model.std=") for override in overrides]
     if ".py:" in target:
         path, _, name = target.rpartition(":")
         target = f"{Path(path).expanduser().absolute()}:{name}"
-    own = ("model.layer=", "model._target_=")
     quoted = target.replace("'", "\\'")
     others = [
-        f"+{override}"
-        if override.startswith("model.") and not override.startswith(own)
-        else override
+        override if override.startswith("model._target_=") else _added(override, "model.")
         for override in overrides
         if not override.startswith("model=")
     ]
+    if zoo is not None:
+        return [f"model={zoo['package']}", f"model.name='{zoo['name']}'", *others]
     return ["model=custom", f"model._target_='{quoted}'", *others]
+
+
+# A network's name, and in timm's a dot and a tag of weights; not a class, nor their own makers.
+_ZOO = re.compile(
+    r"(?P<package>timm|torchvision)\.(models\.)?"
+    r"(?P<name>(?!create_model$|get_model$)[a-z]\w*"
+    r"|(?<=timm\.)(?!(layers|data|optim|scheduler|loss|utils|models)\.)[a-z]\w*\.[a-z0-9_]+)"
+)
+
+
+def _added(override: str, *keys: str) -> str:
+    """Return an override of one of ``keys`` as one that adds the key where it is not there."""
+    return f"++{override}" if override.startswith(keys) else override
 
 
 def explained(error: Exception, overrides: Sequence[str]) -> ConfigError:

@@ -39,6 +39,7 @@ from eigenexp.experiments.schema import FitConfig, plain_config
 from eigenexp.experiments.session import check_settings, fit_to_the_end, name_run, set_threads
 from eigenexp.experiments.shown import problem_row, shown_settings
 from eigenexp.experiments.targets import build_model
+from eigenexp.models.weights import weights_note
 from eigenexp.modules.eigendistortion import EigendistortionModule
 from eigenexp.pictures.picture import Picture
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
@@ -171,6 +172,8 @@ def _run(solve: _Solve, say: Callable[[str], None]) -> RunResult:
         if is_first:
             size = tuple(solve.picture.tensor.shape[1:])
             say(f"run {folder.run_id}: {solve.title}, {size}, files under {folder.root}")
+            if note := weights_note(module.model):
+                say(f"note: {note}")
         exit_code = fit_to_the_end(
             trainer,
             module,

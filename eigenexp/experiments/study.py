@@ -30,6 +30,7 @@ from eigenexp.experiments.building import (
 from eigenexp.experiments.schema import FitConfig, TrainerConfig, plain_config
 from eigenexp.experiments.session import check_settings, fit_to_the_end, name_run
 from eigenexp.experiments.shown import problem_row, shown_settings
+from eigenexp.models.weights import weights_note
 from eigenexp.modules.study import StudyModule
 from eigenexp.pictures.sources import left_out
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
@@ -152,6 +153,8 @@ def _run(
         )
         module.folder.forget(failed=study.retry_failed, unproven=study.retry_unproven)
         say(f"run {place.run_id}: {title}, files under {place.results}")
+        if note := weights_note(module.model):
+            say(f"note: {note}")
         if others:
             more = ", …" if len(others) > 5 else ""
             files = "1 file" if len(others) == 1 else f"{len(others)} files"

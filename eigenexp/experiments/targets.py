@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from eigenexp.errors import ConfigError, EigenexpError
+from eigenexp.errors import ConfigError, EigenexpError, ModelError
 from eigenexp.experiments.noise_schema import noise_function
 from eigenexp.experiments.schema import FitConfig
-from eigenexp.models import LayerOutput
+from eigenexp.models import LayerOutput, Normalized
+from eigenexp.models.weights import load_weights, say_weights, weights_note
 
 __all__ = [
     "TRUSTED_PACKAGES",
@@ -121,14 +122,19 @@ def _distrust(target: str) -> ConfigError:
 
 
 def build_model(config: Mapping[str, Any], *, trust: bool = True) -> Any:
-    """Build the model a configuration names, and cut it at ``layer``.
+    """Build the model a configuration names, cut it at ``layer``, scale what it is given.
+
+    Random numbers that a class draws are the same in every process (seed 0), so that a run with
+    random weights can be resumed, and a sweep's job has the weights that it would have alone. The
+    global random state stays as it was.
 
     Parameters
     ----------
     config
-        ``_target_`` (``package.module.Class``, or ``/path/file.py:Class``), its arguments,
-        ``layer``, and ``weights`` where the class takes none itself: a file of its state
-        (safetensors, or what ``torch.save`` wrote of ``state_dict()``).
+        ``_target_`` (``package.module.Class``, or ``/path/file.py:Class``), its arguments, and
+        where the class takes none of these names itself: ``layer``; ``weights``, a file of its
+        state (safetensors, or what ``torch.save`` wrote of ``state_dict()``); ``mean`` and ``std``
+        of the pictures it was trained with (:class:`~eigenexp.models.Normalized`).
     trust
         Whether any class may be built; else those that :data:`TRUSTED_PACKAGES` define (not what
         their modules import: ``torch.nn.….os.system`` is none of them).
@@ -138,23 +144,49 @@ def build_model(config: Mapping[str, Any], *, trust: bool = True) -> Any:
     ConfigError
         When the target cannot be imported or does not take these arguments.
     """
-    arguments = dict(config)
-    layer = arguments.pop("layer", None)
     if not trust:
         check_trusted(config)
-    weights = None
-    if arguments.get("weights") is not None:
-        factory = _locate(str(arguments.get("_target_", "")), "model", trust)
-        if not _takes(factory, "weights"):
-            weights = str(arguments.pop("weights"))
-    model = build_target(arguments, "model", trust=trust)
-    if weights is not None:
-        _load_weights(model, weights)
-    if layer is None:
+    arguments, ours = _parted(config, trust)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        model = build_target(arguments, "model", trust=trust)
+        draws = not torch.equal(torch.get_rng_state(), before)
+    if not ours and not draws:
         return model
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model.layer: expected a torch.nn.Module, got {type(model).__name__}")
-    return LayerOutput(model, str(layer))
+        if not ours:
+            return model
+        name = next(iter(ours))
+        raise ConfigError(f"model.{name}: expected a torch.nn.Module, got {type(model).__name__}")
+    if "weights" in ours:
+        _load_weights(model, str(ours["weights"]))
+    elif draws and not weights_note(model):
+        say_weights(
+            model,
+            f"{type(model).__name__} drew random numbers (seed 0) when it was made, and "
+            "model.weights names no file: unless it loads its weights itself, they are random",
+        )
+    if "layer" in ours:
+        model = LayerOutput(model, str(ours["layer"]))
+    if "mean" in ours or "std" in ours:
+        model = Normalized(model, ours.get("mean"), ours.get("std"))
+    return model
+
+
+_OURS = ("layer", "weights", "mean", "std")
+
+
+def _parted(config: Mapping[str, Any], trust: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of the class, and those that are given and that we see to."""
+    arguments = dict(config)
+    factory = _locate(str(config.get("_target_", "")), "model", trust)
+    ours = {
+        name: arguments.pop(name)
+        for name in _OURS
+        if name in arguments and not _takes(factory, name)
+    }
+    return arguments, {name: value for name, value in ours.items() if value is not None}
 
 
 def build_target(config: Mapping[str, Any], key: str, *, trust: bool = True) -> Any:
@@ -311,24 +343,8 @@ def _takes(factory: Any, name: str) -> bool:
         return False
 
 
-def _load_weights(model: Any, path: str) -> None:
-    """Put a file's state into a model; nothing in the file is executed."""
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model.weights: expected a torch.nn.Module, got {type(model).__name__}")
-    if not Path(path).is_file():
-        raise ConfigError(f"model.weights: expected a file, got {path!r}, which is none")
+def _load_weights(model: nn.Module, path: str) -> None:
     try:
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-                state = state["state_dict"]
-        model.load_state_dict(state)
-    except Exception as error:  # whatever a reader raises: the file is not what it should be
-        raise ConfigError(
-            f"model.weights: expected the state of a {type(model).__name__}, got {path} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-        ) from error
+        load_weights(model, path)
+    except ModelError as error:
+        raise ConfigError(str(error)) from error

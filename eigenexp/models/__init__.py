@@ -10,6 +10,8 @@ from eigenexp.models.front_end import (
 )
 from eigenexp.models.layers import LayerOutput, available_layers, freeze, frozen
 from eigenexp.models.networks import resnet50, vit_b16
+from eigenexp.models.normalized import Normalized
+from eigenexp.models.zoos import timm_network, torchvision_network
 
 __all__ = [
     "CenterSurround",
@@ -20,11 +22,14 @@ __all__ = [
     "LinearNonlinear",
     "LuminanceContrastGainControl",
     "LuminanceGainControl",
+    "Normalized",
     "OnOff",
     "available_layers",
     "efficientnet_lite0",
     "freeze",
     "frozen",
     "resnet50",
+    "timm_network",
+    "torchvision_network",
     "vit_b16",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,10 @@ from torch import Tensor, nn
 
 from eigenexp.errors import ModelError, one_line
 from eigenexp.models.layers import LayerOutput, freeze
+from eigenexp.models.normalized import SCALINGS
+from eigenexp.models.weights import say_weights
 
 __all__ = ["Classifier", "resnet50", "vit_b16"]
-
-# What the published weights of each were trained behind.
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-_HALVES = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 
 
 class Classifier(nn.Module):
@@ -37,7 +36,7 @@ class Classifier(nn.Module):
     std: Tensor
 
     def __init__(
-        self, network: nn.Module, mean: list[float], std: list[float], **options: Any
+        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], **options: Any
     ) -> None:
         super().__init__()
         self.network = network
@@ -74,7 +73,7 @@ def resnet50(weights: str | None = None, layer: str | None = None, seed: int = 0
         When transformers is missing, the folder does not load or there is no such layer.
     """
     network = _build("ResNet", weights, seed, {"num_labels": 1000})
-    return _finish(Classifier(network, *_IMAGENET), layer)
+    return _finish(Classifier(network, *SCALINGS["imagenet"]), layer)
 
 
 def vit_b16(
@@ -93,7 +92,7 @@ def vit_b16(
         Side of the pictures with random weights; pretrained ones are interpolated to any.
     """
     network = _build("ViT", weights, seed, {"num_labels": 1000, "image_size": image_size})
-    return _finish(Classifier(network, *_HALVES, interpolate_pos_encoding=True), layer)
+    return _finish(Classifier(network, *SCALINGS["half"], interpolate_pos_encoding=True), layer)
 
 
 def _build(family: str, weights: str | None, seed: int, settings: dict[str, Any]) -> nn.Module:
@@ -111,6 +110,7 @@ def _build(family: str, weights: str | None, seed: int, settings: dict[str, Any]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made: nn.Module = kind(getattr(transformers, f"{family}Config")(**settings))
+        say_weights(made, f"{family} has random weights (seed {seed}), not trained ones")
         return made
     if not Path(weights).is_dir():
         raise ModelError(

@@ -163,7 +163,7 @@ class EigendistortionModule(SolverModule):
         UserWarning
             When a pair is not converged and verified; its status and residual say how far it is.
         """
-        spectrum = self.solver.result().reshape(self.operator.image_shape)
+        spectrum = self.result()
         doubtful = [row for row in spectrum.rows() if row["status"] != "converged"]
         if doubtful and self.solver.done:
             worst = max(row["relative_residual"] for row in doubtful)

@@ -16,9 +16,11 @@ from eigenexp.checkpoints.provenance import checkpoint_metadata, model_fingerpri
 from eigenexp.eigensolvers import Eigensolver, Progress, make_solver
 from eigenexp.eigensolvers.recasting import recast_solver, state_dtype
 from eigenexp.errors import CheckpointError, InputError
+from eigenexp.models.weights import weights_note
 from eigenexp.modules.turns import TurnModule, count_on, operator_settings
 from eigenexp.operators import AverageFisherOperator, FisherOperator
 from eigenexp.operators.calling import check_callable
+from eigenexp.spectrum import Spectrum
 from eigenexp.storage.hashing import tensor_sha256
 from eigenexp.storage.plain import plain
 
@@ -109,6 +111,11 @@ class SolverModule(TurnModule):
         """The picture, ``(1, C, H, W)``."""
         return self._image
 
+    def result(self) -> Spectrum:
+        """Return the best pairs so far, in the picture's shape; notes say what is to be known."""
+        pairs = self.solver.result().reshape(self.operator.image_shape)
+        return pairs.with_notes(weights_note(self.model))
+
     # -- set-up ----------------------------------------------------------------------------------
 
     def _prepare(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -156,6 +163,7 @@ class SolverModule(TurnModule):
             dtype=self.solver.dtype,
             device=self.solver.device,
             solver=self._settings,
+            weights=weights_note(self.model) or None,
             **{**self.operator.problem.told(), **self.run_metadata},
         )
 

@@ -17,6 +17,7 @@ from eigenexp.checkpoints.agreement import check_same
 from eigenexp.distributed.ranks import RankLostError, agree, in_all_processes
 from eigenexp.eigensolvers import check_settings
 from eigenexp.errors import CheckpointError, EigenexpError, InputError, one_line
+from eigenexp.models.weights import weights_note
 from eigenexp.modules.turns import TurnModule, check_trainer, is_double, operator_settings
 from eigenexp.operators.calling import check_callable
 from eigenexp.operators.noise import Noise
@@ -367,7 +368,7 @@ class StudyModule(TurnModule):
                 "tol": spectrum.tol,
                 "pairs": spectrum.rows(),
             }
-            spectrum = spectrum.with_metadata(
+            spectrum = spectrum.with_notes(weights_note(self.model)).with_metadata(
                 {
                     **self._plan["metadata"],
                     "picture": record["picture"],

@@ -59,7 +59,8 @@ def spectrum_so_far(checkpoints: Path) -> Spectrum:
             f"{path}: expected a solver's state, got one that cannot be read "
             f"({type(error).__name__}: {one_line(error, 100)})"
         ) from error
-    return solver.result().reshape(shape).with_metadata(metadata)
+    note = str(metadata.get("weights") or "")
+    return solver.result().reshape(shape).with_metadata(metadata).with_notes(note)
 
 
 def _find_settings(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -41,6 +41,8 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
 def model_name(model: Mapping[str, Any]) -> str:
     """Return a configured model's class, with the layer it is cut at."""
     name = re.split(r"[.:]", str(model.get("_target_", "")))[-1]
+    if name.endswith("_network") and model.get("name"):
+        name = f"{name.removesuffix('_network')}.{model['name']}"
     layer = model.get("layer")
     return name if layer is None else f"{name}.{layer}"
 

@@ -16,7 +16,10 @@ from eigenexp.errors import ConfigError
 from eigenexp.experiments.config import compose_config, override_config, plain_config
 from eigenexp.experiments.experiment import fit, resume
 from eigenexp.experiments.targets import build_model
+from eigenexp.models.weights import weights_note
+from eigenexp.report import load_runs, write_report
 from eigenexp.runs.folder import list_runs
+from eigenexp.spectrum import Spectrum
 
 SMALL = [
     *("model=ln", "image.crop=[120,220,16,16]", "threads=1", "logger=none", "solver.tol=1e-2"),
@@ -177,6 +180,33 @@ def test_what_is_wrong_with_a_model_is_one_line(
     with pytest.raises(ConfigError, match=words) as caught:
         build_model(compose_config(overrides).model)
     assert "\n" not in str(caught.value)
+
+
+def test_random_weights_are_said_and_the_same_again(net: Path) -> None:
+    settings = compose_config([*SMALL[1:], "model=./mynet.py:MyNet", "image.crop=[120,220,8,8]"])
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = build_model(settings.model)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(first.filters.weight, build_model(settings.model).filters.weight)
+    said: list[str] = []
+    result = fit(settings, say=said.append)
+    told = "MyNet drew random numbers (seed 0)"
+    assert any(told in line for line in said)
+    assert told in str(result.spectrum)
+    (run,) = list_runs(net / "mlruns")
+    saved = Spectrum.load(run.results / "spectrum.safetensors")
+    assert told in saved.metadata["weights"]
+    assert told in str(saved)
+    page = write_report(load_runs("last", net / "mlruns"), net / "report.html")
+    assert told in page.read_text()
+    with pytest.warns(ProvenanceWarning, match="on purpose"):
+        again = resume("last", ["solver.tol=1e-3"], root="mlruns", trust=True, say=lambda _: None)
+    assert again.spectrum.notes.count(saved.metadata["weights"]) == 1
+    torch.save(first.state_dict(), net / "w.pt")
+    known = compose_config([*SMALL[1:], "model=./mynet.py:MyNet", "model.weights=w.pt"])
+    assert weights_note(build_model(known.model)) == ""
 
 
 def test_weights_execute_nothing(net: Path) -> None:

@@ -29,7 +29,7 @@ def test_every_model_has_its_file():
     assert set(names("model")) == {
         *FRONT_END,
         *linear,
-        *("efficientnet_lite0", "resnet50", "vit_b16", "custom"),
+        *("efficientnet_lite0", "resnet50", "vit_b16", "timm", "torchvision", "custom"),
     }
 
 
