@@ -180,7 +180,7 @@ def test_gray_pictures_of_a_color_network_are_told() -> None:
 
 
 def test_any_model_of_the_configuration_takes_a_scaling() -> None:
-    settings = compose_config(["model=gaussian", "model.mean=0.5", "model.std=0.25"])
+    settings = compose_config(["model=center_surround", "model.mean=0.5", "model.std=0.25"])
     x = torch.rand(1, 1, 20, 20)
-    plain = build_model(compose_config(["model=gaussian"]).model)
+    plain = build_model(compose_config(["model=center_surround"]).model)
     assert torch.allclose(build_model(settings.model)(x), plain((x - 0.5) / 0.25))
