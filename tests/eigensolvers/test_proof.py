@@ -334,6 +334,24 @@ def test_a_relative_tolerance_proves_the_value_of_the_bottom(method: str, seed: 
     assert bool((found.error_bounds <= 0.0501 * found.eigenvalues).all())
 
 
+def test_a_restart_during_the_search_forgets_no_largest_eigenvalue() -> None:
+    values = torch.cat([torch.tensor([1.0]), torch.linspace(2e-2, 1e-3, 149)]).double()
+    operator = prescribed(values, 1)
+    options = {"k": 1, "which": "bottom", "tol": 1e-4, "seed": 0, "basis_size": 44}
+    solver = make_solver(operator, "davidson", **options)
+    largest, restarts = 0.0, 0
+    while not solver.done:
+        before = len(solver.state_dict()["state"]["space"]["basis"])
+        solver.tell(*multiply(operator, solver.request, solver.ask()))
+        restarts += len(solver.state_dict()["state"]["space"]["basis"]) < before
+        scale = solver.progress().scale
+        # All limits are shares of it: they must not grow narrower while pairs are proved.
+        assert scale >= 0.99 * largest
+        largest = max(largest, scale)
+    assert restarts > 0
+    assert solver.result().stop_reason is StopReason.CONVERGED
+
+
 @pytest.mark.parametrize("method", ["lanczos", "davidson"])
 @pytest.mark.parametrize("which", ["top", "bottom", "both"])
 def test_an_indefinite_operator_is_refused(method: str, which: str) -> None:

@@ -316,6 +316,7 @@ class Guard(Edges):
         """Return the places of the Ritz vectors of F′ next to the wanted ends."""
         m, ends = len(view.evidence.values), self._ends_to_search()
         share = max(1, room // 2 // max(1, len(ends)))
-        top = range(min(share, m)) if "top" in ends else range(0)
+        # The largest one at least: λmax, which all limits are in units of, must not be forgotten.
+        top = range(min(share if "top" in ends else 1, m))
         bottom = range(max(0, m - share), m) if self._num_bottom else range(0)
         return sorted({*top, *bottom})
