@@ -44,6 +44,7 @@ _HOMES = {
     "report_from": "eigenexp.report",
     "set_seed": "eigenexp.compat.eigendistortion",
     "solve": "eigenexp.eigensolvers",
+    "spectrum_card": "eigenexp.analysis",
     "validate_image": "eigenexp.compat.eigendistortion",
     "validate_model": "eigenexp.compat.eigendistortion",
     "write_report": "eigenexp.report",

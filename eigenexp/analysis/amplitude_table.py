@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from eigenexp.console import aligned, printable
+from eigenexp.storage.json_files import read_json
 
-__all__ = ["AMPLITUDE_FILE", "amplitude_lines", "amplitude_view"]
+__all__ = ["AMPLITUDE_FILE", "amplitude_lines", "amplitude_view", "read_amplitude"]
 
 AMPLITUDE_FILE = "amplitude.json"
 """Name of the file of radii and curves in a folder of results."""
@@ -23,6 +25,18 @@ _COLUMNS = {
     "clipped_pixels": "clipped",
 }
 _BEYOND = "d′ = 1 lies beyond the validity radius, so that 1/√λ is extrapolated; d_true(α) is not"
+
+
+def read_amplitude(folder: Path) -> dict[str, Any] | None:
+    """Return the record in a folder of results; None where there is none.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is damaged.
+    """
+    path = folder / AMPLITUDE_FILE
+    return read_json(path, "amplitudes of a run") if path.is_file() else None
 
 
 def amplitude_view(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from eigenexp.callbacks.analyses import as_csv, write_amplitude, write_card
 from eigenexp.callbacks.convergence_logging import ConvergenceLogging
 from eigenexp.callbacks.sending import send_description, send_files, send_picture, send_point
 from eigenexp.callbacks.stopping import solver_module
-from eigenexp.errors import CheckpointError, EigenexpError
+from eigenexp.errors import CheckpointError
 from eigenexp.modules.eigendistortion import EigendistortionModule
-from eigenexp.operators import FisherOperator
 from eigenexp.pictures.saving import PICTURE_FILE, save_picture
 from eigenexp.runs.folder import CONVERGENCE_FILE
 from eigenexp.runs.overview import description, result_row
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum, StopReason
-from eigenexp.storage.atomic import write_atomic, write_json_atomic
+from eigenexp.storage.atomic import write_atomic
 
 __all__ = ["ResultFiles", "convergence_table", "eigenvalue_table"]
 
@@ -37,15 +37,7 @@ def eigenvalue_table(spectrum: Spectrum) -> str:
 
     Numbers are whole; ``known`` is the eigenvalue as tables print it, ``3.9(2)e-06``.
     """
-    return _csv(spectrum.rows())
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["index"])
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return as_csv(spectrum.rows())
 
 
 def convergence_table(history: Mapping[str, Any]) -> str:
@@ -82,6 +74,9 @@ class ResultFiles(L.Callback):
     amplitude
         Whether to take true d′ at finite amplitudes once a solve has ended by itself:
         ``amplitude.json``, ``amplitude.csv`` and a figure, for some tens of forward passes a pair.
+    card
+        Whether to add the spectrum card then: ``card.json``, ``sensitivity_map.safetensors`` and a
+        figure, for 300 products.
 
     Attributes
     ----------
@@ -95,11 +90,12 @@ class ResultFiles(L.Callback):
         title: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         amplitude: bool = True,
+        card: bool = False,
     ) -> None:
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.title = title
         self.metadata = dict(metadata or {})
-        self.amplitude = amplitude
+        self.amplitude, self.card = amplitude, card
         self.paths: dict[str, Path] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -154,8 +150,14 @@ class ResultFiles(L.Callback):
             self.paths[curves.name] = write_atomic(curves, convergence_table(history).encode())
         title = self._title(module)
         figures = self._figures(trainer, module, spectrum, title)
-        if self.amplitude:
-            figures |= self._write_amplitude(module, spectrum, folder)
+        # A solve that was stopped goes on; and whoever stopped it waits.
+        if module.solver.stop_reason is not StopReason.RUNNING and len(spectrum):
+            if self.amplitude:
+                paths, more = write_amplitude(module, spectrum, folder)
+                self.paths, figures = {**self.paths, **paths}, {**figures, **more}
+            if self.card:
+                paths, more = write_card(module.operator, spectrum, folder)
+                self.paths, figures = {**self.paths, **paths}, {**figures, **more}
         for name, figure in figures.items():
             path = folder / f"{name}.png"
             buffer = io.BytesIO()
@@ -165,28 +167,6 @@ class ResultFiles(L.Callback):
         kept = [path for name, path in self.paths.items() if name != PICTURE_FILE]
         _hand_over(trainer, kept)
         self._tell_loggers(trainer, spectrum, title, figures)
-
-    def _write_amplitude(
-        self, module: EigendistortionModule, spectrum: Spectrum, folder: Path
-    ) -> dict[str, Any]:
-        """Write the radii; return their figure. Nothing that goes wrong here ends a run."""
-        from eigenexp.analysis.amplitude_table import AMPLITUDE_FILE
-        from eigenexp.plots import amplitude_figure
-
-        # A solve that was stopped goes on; and whoever stopped it waits.
-        is_over = module.solver.stop_reason is not StopReason.RUNNING
-        if not is_over or not len(spectrum) or not isinstance(module.operator, FisherOperator):
-            return {}
-        try:
-            found = module.amplitude(spectrum)
-        except EigenexpError as error:
-            log.warning("amplitudes: expected true d′ at finite ones, got none: %s", error)
-            return {}
-        record = found.as_record()
-        self.paths[AMPLITUDE_FILE] = write_json_atomic(folder / AMPLITUDE_FILE, record)
-        table = folder / "amplitude.csv"
-        self.paths[table.name] = write_atomic(table, _csv(found.rows()).encode())
-        return {"amplitude": amplitude_figure(record)}
 
     def _tell_loggers(
         self, trainer: L.Trainer, spectrum: Spectrum, title: str, figures: Iterable[str]

@@ -184,6 +184,11 @@ def _show(options: argparse.Namespace) -> int:
         from eigenexp.analysis.amplitude_table import amplitude_lines
 
         say("\n".join([*amplitude_lines(amplitudes), ""]))
+    card = _card_record(run)
+    if card is not None:
+        from eigenexp.analysis.card_files import card_lines
+
+        say("\n".join([*card_lines(card), ""]))
     for result in sorted(run.results.iterdir()):
         say(str(result))
     return 0
@@ -191,15 +196,23 @@ def _show(options: argparse.Namespace) -> int:
 
 def _amplitudes(run: RunFolder) -> dict[str, Any] | None:
     """Return the record of a run's finite amplitudes; None where there is none to read."""
-    from eigenexp.analysis.amplitude_table import AMPLITUDE_FILE
+    from eigenexp.analysis.amplitude_table import read_amplitude
     from eigenexp.errors import CheckpointError
-    from eigenexp.storage.json_files import read_json
 
-    path = run.results / AMPLITUDE_FILE
-    if not path.is_file():
-        return None
     try:
-        return read_json(path, "amplitudes of a run")
+        return read_amplitude(run.results)
+    except CheckpointError as error:
+        tell_error(error)
+        return None
+
+
+def _card_record(run: RunFolder) -> dict[str, Any] | None:
+    """Return the numbers of a run's spectrum card; None where there are none to read."""
+    from eigenexp.analysis.card_files import read_card
+    from eigenexp.errors import CheckpointError
+
+    try:
+        return read_card(run.results)
     except CheckpointError as error:
         tell_error(error)
         return None
@@ -218,7 +231,24 @@ def _run_facts(run: RunFolder) -> dict[str, Any]:
     elif path.is_file():
         facts["pairs"] = Spectrum.load(path).rows()
         facts["amplitude"] = _amplitudes(run)
+        facts["card"] = _card_record(run)
     return facts
+
+
+def _card(options: argparse.Namespace) -> int:
+    from eigenexp.analysis.card_files import card_lines
+    from eigenexp.experiments.carding import card_of_run
+
+    _quiet()
+    card, paths = card_of_run(
+        options.name, options.root, max_products=options.products, trust=options.trust
+    )
+    record = card.as_record(options.sigma2)
+    if options.json:
+        print(json.dumps(plain(record), indent=2))
+        return 0
+    say("\n".join([*card_lines(record), "", *(str(path) for path in paths.values())]))
+    return 0
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -314,6 +344,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "fit": _fit,
     "resume": _resume,
     "show": _show,
+    "card": _card,
     "report": _report,
     "sync": _sync,
     "models": _models,

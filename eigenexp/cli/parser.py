@@ -26,6 +26,7 @@ examples:
   eigenexp resume last trainer.max_steps=5000      go on where the last run stopped
   eigenexp fit model=./mymodel.py:MyNet model.width=4 model.weights=w.pt      a model of your own
   eigenexp show last                               its table and the paths of its pictures
+  eigenexp card last                               trace, effective rank, sensitivity of each pixel
   eigenexp report last                             one HTML file to send to a colleague
   eigenexp sync                                    send what waited for the tracking store
   eigenexp ui                                      MLflow and TensorBoard on your runs
@@ -33,6 +34,11 @@ examples:
 exit codes: 0 every pair proven; 3 the run ended, but a pair is not proven; 1 a mistake or a
 failure, told in a line; 2 a command that does not exist; 124 trainer.max_time; 130 Ctrl-C, 143
 SIGTERM, 138 SIGUSR1 (saved: eigenexp resume goes on)"""
+
+_CARD = """\
+The picture and the model are built again from the run's record; the run's pairs, whatever their
+status, are taken out first. Writes card.json, sensitivity_map.safetensors and card.png among the
+results; eigenexp report shows them."""
 
 _FIT_KEYS = """\
 settings (key=value; see them all with --config):
@@ -50,6 +56,7 @@ settings (key=value; see them all with --config):
   perturbations=band perturbations.low=0.1 perturbations.high=0.3    which changes are considered;
                           also mask, taper, colour, whitening, linear_light, …
   analysis.amplitude=false    no true d′ at finite amplitudes (some tens of forward passes a pair)
+  analysis.card=true          trace, effective rank, map, … of the whole spectrum: 300 products
   trainer.precision=64-true   trainer.accelerator=cpu   trainer.max_time=00:00:30:00
   study.batch_size=8 study.figures=true    of many pictures; resume … study.retry_failed=true
   study.retry_unproven=true solver.tol=1e-3   solves those again that are not proven
@@ -211,6 +218,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     show.add_argument("--limit", type=int, default=50, metavar="N", help=text)
     show.add_argument("--json", action="store_true", help="as JSON, for scripts")
     _add_root(show)
+
+    text = "numbers of a run's whole spectrum: trace, effective rank, …, each with an interval"
+    card = command("card", text, _CARD)
+    card.add_argument("name", metavar="RUN", help="as for resume")
+    text = "products F·v to spend (default: 300)"
+    card.add_argument("--products", type=int, default=300, metavar="N", help=text)
+    text = "σ² of the log-volume ½ log det(I + F/σ²) (default: trace / n)"
+    card.add_argument("--sigma2", type=float, metavar="S", help=text)
+    card.add_argument("--trust", action="store_true", help="build any class the run names")
+    card.add_argument("--json", action="store_true", help="as JSON, for scripts")
+    _add_root(card)
 
     report = command("report", "write one HTML file about runs, side by side", _REPORT)
     text = "as for resume; a sweep, a study, a result folder"

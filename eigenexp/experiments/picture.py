@@ -157,7 +157,12 @@ def _run(solve: _Solve, say: Callable[[str], None]) -> RunResult:
     mlflow, checkpoint, stop = solve.mlflow, solve.checkpoint, solve.stop
     is_first = is_first_rank()
     module.run_metadata["run_id"] = folder.run_id
-    results = ResultFiles(folder.results, title=solve.title, amplitude=settings.analysis.amplitude)
+    results = ResultFiles(
+        folder.results,
+        title=solve.title,
+        amplitude=settings.analysis.amplitude,
+        card=settings.analysis.card,
+    )
     loggers: list[Logger] = []
     begin = _Beginning(lambda: _record_start(solve, loggers))
     trainer: Any = None

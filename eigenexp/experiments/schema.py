@@ -189,6 +189,7 @@ class AnalysisConfig:
     """What is measured once the pairs are found: :mod:`eigenexp.analysis`."""
 
     amplitude: bool = True
+    card: bool = False
 
 
 @dataclass

@@ -6,6 +6,7 @@ function takes ``ax`` or ``axes`` to draw into a figure of yours.
 """
 
 from eigenexp.plots.amplitudes import amplitude_figure
+from eigenexp.plots.cards import card_figure
 from eigenexp.plots.curves import (
     convergence_figure,
     sensitivity,
@@ -21,6 +22,7 @@ from eigenexp.plots.pixels import distortion_image
 
 __all__ = [
     "amplitude_figure",
+    "card_figure",
     "convergence_figure",
     "distortion_figure",
     "distortion_image",

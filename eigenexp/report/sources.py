@@ -7,14 +7,15 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from eigenexp.analysis import Amplitude
-from eigenexp.analysis.amplitude_table import AMPLITUDE_FILE
+from eigenexp.analysis import Amplitude, SpectrumCard
+from eigenexp.analysis.amplitude_table import read_amplitude
+from eigenexp.analysis.card_files import read_card, read_map
 from eigenexp.checkpoints.files import find_checkpoint, load_checkpoint
 from eigenexp.errors import CheckpointError, EigenexpError, InputError
 from eigenexp.pictures.picture import Picture, load_picture
@@ -31,6 +32,7 @@ from eigenexp.study.folder import StudyFolder
 
 __all__ = ["load_run", "load_runs", "read_convergence", "report_from", "write_report"]
 
+T = TypeVar("T")
 _COLUMN = re.compile(r"(residual|eigenvalue)/(-?\d{1,9})")
 _MOST_ROWS = 100_000
 
@@ -42,6 +44,7 @@ def report_from(
     title: str | None = None,
     history: Mapping[str, Any] | None = None,
     amplitude: Amplitude | None = None,
+    card: SpectrumCard | None = None,
     **facts: Any,
 ) -> ReportRun:
     """Return a run for :func:`write_report` from a spectrum in memory.
@@ -58,6 +61,8 @@ def report_from(
         ``ConvergenceLogging.history``, for the curves.
     amplitude
         From :func:`eigenexp.amplitude`, for the section on finite amplitudes.
+    card
+        From :func:`eigenexp.spectrum_card`, for the section on the whole spectrum.
     facts
         Settings to list.
 
@@ -77,6 +82,10 @@ def report_from(
         picture_name=image.name if isinstance(image, Picture) else "",
         facts={**record, **facts},
         amplitude=None if amplitude is None else amplitude.as_record(),
+        card=None if card is None else card.as_record(),
+        sensitivity_map=None
+        if card is None or card.sensitivity_map is None
+        else card.sensitivity_map.value,
     )
 
 
@@ -252,18 +261,18 @@ def _read(results: Path, run: RunFolder | None, title: str) -> ReportRun:
         picture_name="" if picture is None else picture.name,
         facts=facts,
         problem=str(record.get("error") or ""),
-        amplitude=_amplitude(results),
+        amplitude=_whole(lambda: read_amplitude(results)),
+        card=_whole(lambda: read_card(results)),
+        sensitivity_map=_whole(lambda: read_map(results)),
     )
 
 
-def _amplitude(results: Path) -> dict[str, Any] | None:
-    path = results / AMPLITUDE_FILE
-    if not path.is_file():
-        return None
+def _whole(read: Callable[[], T | None]) -> T | None:
+    """Return what a file holds; nothing, with a warning, where it is damaged."""
     try:
-        return read_json(path, "amplitudes of a run")
+        return read()
     except CheckpointError as error:
-        warnings.warn(f"{error}; the report has no section of them", stacklevel=4)
+        warnings.warn(f"{error}; the report leaves it out", stacklevel=5)
         return None
 
 

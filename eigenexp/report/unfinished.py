@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eigenexp.analysis.amplitude_table import AMPLITUDE_FILE
+from eigenexp.analysis.card_files import CARD_FILE, MAP_FILE
 from eigenexp.checkpoints.files import METADATA_KEY, find_checkpoint, load_checkpoint
 from eigenexp.eigensolvers import Problem, make_solver
 from eigenexp.eigensolvers.recasting import state_dtype
@@ -20,6 +21,8 @@ from eigenexp.tracking import Store, download_artifact, download_checkpoint
 from eigenexp.tracking.names import check_run_id
 
 __all__ = ["fetch_result", "spectrum_so_far"]
+
+_FILES = (SPECTRUM_FILE, PICTURE_FILE, CONVERGENCE_FILE, AMPLITUDE_FILE, CARD_FILE, MAP_FILE)
 
 
 def spectrum_so_far(checkpoints: Path) -> Spectrum:
@@ -88,7 +91,7 @@ def fetch_result(name: str, root: Path) -> RunFolder:
         )
     found = store.find_run(name)
     run = RunFolder(root, check_run_id(found.info.run_id))
-    for file in (SPECTRUM_FILE, PICTURE_FILE, CONVERGENCE_FILE, AMPLITUDE_FILE):
+    for file in _FILES:
         with contextlib.suppress(RunNotFoundError):  # each of them may be missing
             download_artifact(store, run.run_id, f"results/{file}", run.results)
     if not (run.results / SPECTRUM_FILE).is_file():

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from eigenexp.analysis.amplitude_table import amplitude_view
+from eigenexp.analysis.card_files import card_cells
 from eigenexp.analysis.units import thresholds
 from eigenexp.console import at_least, known_digits
 from eigenexp.errors import InputError
@@ -62,6 +63,8 @@ class ReportRun:
         Why the run failed, if it did.
     amplitude
         Of :meth:`eigenexp.analysis.Amplitude.as_record`; ``None`` for no section of it.
+    card, sensitivity_map
+        Of :meth:`eigenexp.analysis.SpectrumCard.as_record`, and its map in the picture's shape.
     """
 
     title: str
@@ -75,6 +78,8 @@ class ReportRun:
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
     amplitude: Mapping[str, Any] | None = None
+    card: Mapping[str, Any] | None = None
+    sensitivity_map: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.image is not None and self.image.numel() != self.spectrum.num_pixels:
@@ -149,6 +154,8 @@ def run_view(run: ReportRun, number: int) -> dict[str, Any]:
         "facts": fact_groups(metadata, run.facts),
         "problem": run.problem,
         "amplitude": None if run.amplitude is None else amplitude_view(run.amplitude),
+        "card": None if run.card is None else card_cells(run.card),
+        "map": _map_still(run.sensitivity_map),
         "data": None if shown is None else _data(shown, limits, groups, spectrum, shape),
     }
 
@@ -230,6 +237,15 @@ def _still(levels: Array) -> str:
     buffer = io.BytesIO()
     Image.fromarray(shades).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _map_still(diagonal: Tensor | None) -> str | None:
+    """Return √diag F, its channels together, as a picture from black (0) to white."""
+    if diagonal is None or diagonal.ndim < 2 or not diagonal.numel():
+        return None
+    values = to_float(diagonal)
+    values = np.clip(np.nan_to_num(values), 0, None).reshape(-1, *values.shape[-2:]).sum(axis=0)
+    return _still(np.sqrt(values / peak(values)))
 
 
 def _data(
