@@ -45,3 +45,39 @@ def differences(
         fit = ee.scoring.fit_thresholds(pair, **options)  # type: ignore[arg-type]
         found.append(fit.difference("bottom", "top"))
     return found
+
+
+MODELS = ("LN", "LG", "LGG", "OnOff")
+PRINCIPAL = np.exp([[-10.0699, -8.2516, -11.1351, -7.2419], [-1.6089, -13.6952, -5.8545, -5.2293]])
+"""uᵀFu of the first and the second principal distortion of the four models at X24, with a floor of
+1e-4 of each model's λmax: their variance is 26.645."""
+
+
+def principal_design(levels: int = 6, reach: float = 2.4) -> ee.scoring.Design:
+    """Both principal distortions at levels that hold the thresholds of all four models."""
+    eigenvalues = np.asarray(PRINCIPAL)
+    thresholds = -0.5 * np.log(eigenvalues)
+    # Up to a gain each: as if half of a model's D were in either threshold.
+    middles = thresholds - thresholds.mean(axis=0)
+    amplitudes = np.concatenate([
+        np.exp(np.linspace(row.min() - reach / 2, row.max() + reach / 2, levels)) for row in middles
+    ])  # fmt: skip
+    names = [name for name in ("first", "second") for _ in range(levels)]
+    predictions = [
+        ee.scoring.Prediction(
+            model,
+            amplitudes * np.sqrt(np.repeat(eigenvalues[:, i], levels)),
+            {"first": eigenvalues[0, i], "second": eigenvalues[1, i]},
+        )
+        for i, model in enumerate(MODELS)
+    ]
+    return ee.scoring.Design(
+        manifest="0123456789abcdef",
+        task="2afc",
+        alternatives=2,
+        stimuli=tuple(f"{name}-{i}" for i, name in enumerate(names)),
+        distortions=tuple(names),
+        amplitudes=amplitudes,
+        predictions=tuple(predictions),
+        contrasts=(ee.scoring.Contrast("second", "first", "principal 0 and 1", "LN"),),
+    )
