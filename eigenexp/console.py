@@ -13,6 +13,7 @@ from typing import TextIO
 from eigenexp.errors import EigenexpError, one_line
 
 __all__ = [
+    "PlainFormatter",
     "aligned",
     "at_least",
     "at_most",
@@ -30,6 +31,14 @@ MOST_DIGITS = 7
 def printable(text: str) -> str:
     """Return ``text`` without characters that a terminal obeys instead of showing."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines of a log without escapes: what a library quotes of a server or a file is foreign."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's lines."""
+        return "\n".join(printable(line) for line in super().format(record).splitlines())
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -145,7 +154,9 @@ def quiet() -> None:
             _tell(message)
 
     warnings.showwarning = tell
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    screen = logging.StreamHandler(sys.stderr)
+    screen.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[screen])
     for name in list(logging.root.manager.loggerDict):
         if name.split(".")[0] in ("lightning", "alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -6,6 +6,8 @@ and exits non-zero. Any other exception is a defect of ours and keeps its traceb
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -24,6 +26,10 @@ __all__ = [
     "origin",
     "summary",
 ]
+
+
+_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""What sets a terminal's colours and moves its cursor."""
 
 
 class EigenexpError(Exception):
@@ -83,14 +89,18 @@ class TrackingError(EigenexpError, RuntimeError):
 
 
 def one_line(text: object, most: int | None = None) -> str:
-    """Return what an error (or anything) says as one line, at most so many characters of it."""
-    return " ".join(str(text).split())[:most]
+    """Return what an error (or anything) says as one line, at most so many characters of it.
+
+    A library's error may quote a file or a server: escapes, which a terminal obeys, are left out.
+    """
+    plain = "".join(c if c.isprintable() else " " for c in _ESCAPE.sub("", str(text)))
+    return " ".join(plain.split())[:most]
 
 
 def first_line(text: object, most: int = 200) -> str:
     """Return the first line of what an error (or anything) says; its type where it says nothing."""
     lines = str(text).strip().splitlines()
-    return (lines[0] if lines else type(text).__name__)[:most]
+    return one_line(lines[0], most) if lines else type(text).__name__[:most]
 
 
 def summary(error: BaseException, *, whole: bool = False) -> str:

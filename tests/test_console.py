@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import re
@@ -9,7 +10,8 @@ from decimal import Decimal
 
 import pytest
 
-from eigenexp.console import at_least, at_most, known_digits
+from eigenexp.console import PlainFormatter, at_least, at_most, known_digits
+from eigenexp.errors import first_line, one_line
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,13 @@ def test_what_is_printed_holds_all_that_the_bound_allows() -> None:
         exact, off = Decimal(repr(value)), Decimal(repr(error))
         assert abs(Decimal(digits) * size - exact) + off <= reach
         assert reach <= 4 * Decimal(error) + Decimal(value) * Decimal("1e-6")  # and little more
+
+
+def test_escapes_in_what_libraries_log_are_shown_and_not_obeyed() -> None:
+    record = logging.LogRecord("x", 30, "f", 1, "a\x1b[31mb\nc\x9b2Jd\r", (), None)
+    assert PlainFormatter("%(message)s").format(record) == "a?[31mb\nc?2Jd"
+
+
+def test_what_a_library_says_is_one_line_without_escapes() -> None:
+    for shorten in (one_line, first_line):
+        assert shorten("\x1b[1mdo those\x1b[0m steps\x07") == "do those steps"

@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from eigenexp.errors import ModelError
+from eigenexp.errors import ModelError, one_line, summary
+from eigenexp.storage.archives import archive_fault, larger_than_storage, tensors_in
 
 __all__ = ["load_weights", "say_weights", "weights_note"]
 
@@ -43,18 +44,28 @@ def load_weights(model: nn.Module, path: str) -> None:
     if not Path(path).is_file():
         raise ModelError(f"model.weights: expected a file, got {path!r}, which is none")
     try:
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-                state = state["state_dict"]
-        model.load_state_dict(state)
+        model.load_state_dict(_read_state(Path(path)))
     except Exception as error:  # whatever a reader raises: the file is not what it should be
         raise ModelError(
             f"model.weights: expected the state of a {type(model).__name__}, got {path} "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+            f"({one_line(summary(error, whole=True), 300)})"
         ) from error
     say_weights(model, "")
+
+
+def _read_state(path: Path) -> Any:
+    """Return what a file of weights holds; no more memory is taken than the file has bytes."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    with path.open("rb") as file:
+        fault = archive_fault(file)
+    if fault is not None:
+        raise ValueError(fault)
+    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if any(map(larger_than_storage, tensors_in(state))):
+        raise ValueError("a tensor that claims more values than the file holds")
+    return state

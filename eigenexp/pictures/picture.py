@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eigenexp.errors import ImageError, InputTypeError
 from eigenexp.pictures.bundled import ALIASES, bundled_pictures, bundled_sha256, read_bundled
+from eigenexp.pictures.image_files import MOST_VALUES
 from eigenexp.pictures.paths import expand_home
 from eigenexp.pictures.reading import Raw, read_array, read_file
 from eigenexp.storage.hashing import tensor_sha256
@@ -263,6 +264,8 @@ def _resize(
     size = numbers * 2 if len(numbers) == 1 else numbers
     if min(size) < 1:
         raise ImageError(f"resize: expected a height and width of at least 1, got {size}")
+    if size[0] * size[1] * len(values) > MOST_VALUES:
+        raise ImageError(f"resize: expected a picture of at most {MOST_VALUES} values, got {size}")
     if size != list(values.shape[-2:]):
         values = torch.nn.functional.interpolate(
             values.unsqueeze(0), size=size, mode="bicubic", antialias=True, align_corners=False

@@ -35,6 +35,7 @@ __all__ = ["load_run", "load_runs", "read_convergence", "report_from", "write_re
 T = TypeVar("T")
 _COLUMN = re.compile(r"(residual|eigenvalue)/(-?\d{1,9})")
 _MOST_ROWS = 100_000
+_MOST_BYTES = 256 << 20
 
 
 def report_from(
@@ -328,7 +329,7 @@ def read_convergence(path: Path) -> dict[str, Any] | None:
     """
     history: dict[str, Any] = {"products": [], "seconds": [], "residuals": {}, "eigenvalues": {}}
     try:
-        if file_fault(path) is not None:
+        if file_fault(path, _MOST_BYTES) is not None:
             return None
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)

@@ -22,13 +22,16 @@ _LOCAL_HEADER = 30  # the least that stands before an entry's content
 def archive_fault(file: IO[bytes]) -> str | None:
     """Return what is wrong with an open archive, or ``None``; the position is kept.
 
-    Anything that is no zip archive has no fault here: its reader will say what it thinks of it.
+    What is no zip archive may be a pickle, as old versions of torch wrote them: its reader will say
+    what it thinks of it. The tar archives of still older ones, which are unpacked to a folder, are
+    refused.
     """
     place = file.tell()
     try:
         size = file.seek(0, os.SEEK_END)
         if not zipfile.is_zipfile(file):
-            return None
+            file.seek(place)
+            return None if file.read(1) in (b"", b"\x80") else "neither an archive nor a pickle"
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):

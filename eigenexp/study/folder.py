@@ -31,6 +31,7 @@ from eigenexp.errors import CheckpointError
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.storage.atomic import remove_orphans, write_atomic, write_json_atomic
 from eigenexp.storage.json_files import read_json
+from eigenexp.study.soundness import plan_fault, record_fault
 
 __all__ = ["StudyFolder"]
 
@@ -71,6 +72,12 @@ class StudyFolder:
         if not self.plan_path.exists():
             return None
         plan = read_json(self.plan_path, "a study's file")
+        fault = plan_fault(plan)
+        if fault is not None:
+            raise CheckpointError(
+                f"{self.plan_path}: expected a study's plan, got a wrong {fault!r}; the file is "
+                "damaged"
+            )
         if plan.get("schema_version", 0) > SCHEMA_VERSION:
             raise CheckpointError(
                 f"{self.plan_path}: expected schema up to {SCHEMA_VERSION}, got "
@@ -104,7 +111,8 @@ class StudyFolder:
                         if record.is_file():
                             with contextlib.suppress(CheckpointError):  # damaged: not finished
                                 found = read_json(record, "a study's file")
-                                self._known[int(match[1])] = found
+                                if record_fault(found, int(match[1]), match[2]) is None:
+                                    self._known[int(match[1])] = found
         return dict(sorted(self._known.items()))
 
     def write_picture(

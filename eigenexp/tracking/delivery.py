@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eigenexp.errors import TrackingError
 from eigenexp.storage.atomic import write_atomic
@@ -18,6 +18,9 @@ from eigenexp.tracking.spool_run import SpoolRun, check_active
 from eigenexp.tracking.store import WRITER_TAG
 from eigenexp.tracking.texts import one_line
 from eigenexp.tracking.uploads import image_place
+
+if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
 
 __all__ = ["Sender"]
 
@@ -193,9 +196,16 @@ class Sender(SpoolRun):
                 self._set_aside({**point, "v": {metric.key: metric.value}}, one_line(error))
         return refused
 
-    def _raise_unless_refused(self, error: Any) -> None:
-        """Raise what may pass; MLflow calls a deleted run by the same code as a bad value."""
-        if error.error_code not in _PERMANENT:
+    def _raise_unless_refused(self, error: MlflowException) -> None:
+        """Raise what may pass; MLflow calls a deleted run by the same code as a bad value.
+
+        So may a refusal that is not MLflow's own: a gateway's page, to which MLflow's client gives
+        the code of its HTTP status.
+        """
+        from mlflow.exceptions import RestException
+
+        is_own = isinstance(error, RestException) or error.error_code != "BAD_REQUEST"
+        if error.error_code not in _PERMANENT or not is_own:
             raise error
         check_active(self.store.client.get_run(self._run_id))
 

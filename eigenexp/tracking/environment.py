@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 
-__all__ = ["QUIET_ENVIRONMENT", "quiet_mlflow"]
+from eigenexp.tracking.texts import ScrubbedFormatter
+
+__all__ = ["QUIET_ENVIRONMENT", "quiet_mlflow", "scrub_mlflow"]
 
 QUIET_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -19,7 +21,20 @@ QUIET_ENVIRONMENT = {
 
 def quiet_mlflow() -> None:
     """Keep MLflow's migrations, prints and usage reports to itself; a user's own setting wins."""
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     for key, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    # It prints the whole text of an error that it raises, too: whoever catches that tells it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+def scrub_mlflow() -> None:
+    """Let no escape or password that a server sends through what MLflow says, once it is imported.
+
+    It writes to the screen by a handler of its own.
+    """
+    for handler in logging.getLogger("mlflow").handlers:
+        if not isinstance(handler.formatter, ScrubbedFormatter):
+            handler.setFormatter(
+                ScrubbedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+            )

@@ -20,14 +20,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eigenexp.errors import TrackingError
+from eigenexp.errors import CheckpointError, TrackingError
 from eigenexp.storage.atomic import write_atomic
+from eigenexp.storage.json_files import read_json
+from eigenexp.storage.regular import file_fault
 from eigenexp.tracking.names import sqlite_uri
 from eigenexp.tracking.records import Record, parse_record
 
 __all__ = ["Spool", "SpoolState", "find_spools", "spool_folder"]
 
 SEGMENT_BYTES = 4 << 20
+_MOST_BYTES = 64 << 20  # of a segment, whose last record may be a long one
 _SEGMENT = re.compile(r"journal-(\d{6})\.jsonl")
 
 
@@ -155,14 +158,11 @@ class Spool:
         """
         path = self.folder / "meta.json"
         try:
-            meta = json.loads(path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise TrackingError(
-                f"{path}: expected what run this is, got a damaged file ({error}); nothing of it "
-                "can be sent"
-            ) from error
+            meta = read_json(path, "what run this is")
+        except CheckpointError as error:
+            raise TrackingError(f"{error}; nothing of it can be sent") from error
         texts = ("root", "uri", "experiment", "local_id")
-        if not isinstance(meta, dict) or not all(isinstance(meta.get(k), str) for k in texts):
+        if not all(isinstance(meta.get(k), str) for k in texts):
             raise TrackingError(
                 f"{path}: expected a mapping with {', '.join(texts)}, got another kind; nothing "
                 "of it can be sent"
@@ -191,13 +191,14 @@ class Spool:
 
         Where the file is damaged all is read once more, and the store asked what it has.
         """
-        try:
-            facts = json.loads((self.folder / "state.json").read_text())
-        except FileNotFoundError:
-            return SpoolState()
-        except (OSError, ValueError, RecursionError):
-            facts = None
-        if isinstance(facts, dict):
+        path = self.folder / "state.json"
+        with contextlib.suppress(CheckpointError):
+            try:
+                facts = read_json(path, "how far the sender is")
+            except CheckpointError as error:
+                if isinstance(error.__cause__, FileNotFoundError) and not path.is_symlink():
+                    return SpoolState()
+                raise
             known = asdict(SpoolState())
             facts = {key: value for key, value in facts.items() if key in known}
             if all(_is_like(value, known[key]) for key, value in facts.items()):
@@ -274,6 +275,9 @@ class Spool:
         while limit > 0:
             path = self._segment_path(segment)
             if path.exists():
+                fault = file_fault(path, _MOST_BYTES)
+                if fault is not None:
+                    raise TrackingError(f"{path}: expected a journal, got {fault}")
                 with path.open("rb") as file:
                     file.seek(offset)
                     for line in file:

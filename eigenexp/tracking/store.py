@@ -19,7 +19,7 @@ from eigenexp.tracking.database import (
     relocate,
     set_aside,
 )
-from eigenexp.tracking.environment import quiet_mlflow
+from eigenexp.tracking.environment import quiet_mlflow, scrub_mlflow
 from eigenexp.tracking.files import safe_relative
 from eigenexp.tracking.names import STATUSES, check_run_id, is_run_id, sqlite_uri
 from eigenexp.tracking.texts import one_line, without_userinfo
@@ -131,6 +131,7 @@ class Store:
             quiet_mlflow()
             from mlflow import MlflowClient
 
+            scrub_mlflow()
             if self.is_local:
                 self._create_database()
                 relocate(self.database)
@@ -204,6 +205,8 @@ class Store:
                     if found is None:
                         folder = artifact_folder(self.root, name)
                         found = self._create_experiment(name, folder.as_uri())
+        if found is None:
+            raise TrackingError(f"{self.address}: made experiment {name!r}, and has not got it")
         if found.lifecycle_stage != "active":
             raise TrackingError(
                 f"experiment {name!r}: expected one in use, got a deleted one; restore it in "
@@ -378,6 +381,14 @@ class Store:
         if name != path.name:
             raise TrackingError(f"upload: expected a file called {name!r}, got {path.name!r}")
         self.client.log_artifact(run_id, str(path), artifact_path or None)
+        # A gateway that asks for a login answers an upload with a page and "200 OK".
+        there = {entry.path: entry for entry in self.client.list_artifacts(run_id, artifact_path)}
+        entry = there.get(relative)
+        if entry is None or (entry.file_size or 0) not in (0, path.stat().st_size):
+            raise ConnectionError(
+                f"{self.address}: took {relative}, and has not got it; something between here and "
+                "there answers in its place"
+            )
 
     def local_artifacts(self, run_id: str) -> Path | None:
         """Return the run's artifact folder where it is on this machine's disk, else ``None``."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 
+from eigenexp.console import PlainFormatter
 from eigenexp.storage.addresses import without_userinfo
 
 __all__ = ["ScrubbedFormatter", "one_line", "printable", "with_userinfo", "without_userinfo"]
 
 _LONGEST = 300
+_PAGE = re.compile(r"['\"]?\s*<(?:!doctype|html|head|body)\b.*", re.IGNORECASE | re.DOTALL)
 
 
 def with_userinfo(address: str) -> str:
@@ -25,14 +28,17 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's kind and text: one line, shortened, without secrets and escapes."""
-    return printable(f"{type(error).__name__}: {without_userinfo(str(error))}")
+    """Return an error's kind and text: one line, shortened, without secrets, escapes and pages.
+
+    A page is what a gateway or a login answers in the place of a tracking server.
+    """
+    text = _PAGE.sub("a web page, which is no answer of MLflow's", without_userinfo(str(error)))
+    return printable(f"{type(error).__name__}: {text}")
 
 
-class ScrubbedFormatter(logging.Formatter):
+class ScrubbedFormatter(PlainFormatter):
     """Lines of a log without secrets and escapes, whatever library wrote them."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's lines."""
-        lines = without_userinfo(super().format(record)).splitlines()
-        return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines)
+        return without_userinfo(super().format(record))

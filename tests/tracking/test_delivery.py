@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eigenexp.errors import RunNotFoundError, TrackingError
-from eigenexp.tracking import list_artifacts, sync
+from eigenexp.tracking import Store, list_artifacts, sync
 from eigenexp.tracking.delivery import Sender
 from eigenexp.tracking.mlflow_logger import MLflowLogger
 from eigenexp.tracking.records import session_record
@@ -163,6 +163,47 @@ def test_refused_points_do_not_stop_the_others(store, monkeypatch):
     assert sender.state.rejected == 5
     assert sender.state.points == 5  # what was refused was not sent
     assert len(spool.refused_path.read_text().splitlines()) == 5
+
+
+def test_what_a_gateway_refuses_in_a_servers_place_waits(store, monkeypatch):
+    """Its page has the status of a refusal, to which MLflow's client gives a code of MLflow's."""
+    from mlflow.exceptions import MlflowException
+
+    spool = fill(new_spool(store), range(5))
+    sender = Sender(spool, store)
+
+    def log_batch(*_, **__):
+        page = "failed with error code 400 != 200. Response body: '<html><h1>400 no</h1>"
+        raise MlflowException(page, error_code=1000)  # BAD_REQUEST
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.client, "log_batch", log_batch)
+        for _ in range(3):
+            with pytest.raises(MlflowException) as caught:
+                sender.step()
+            sender.fail(caught.value)
+    assert "<" not in str(spool.read_state().error)
+    assert sender.state.rejected == 0
+    while sender.step():
+        pass
+    assert history(store, sender.state.run_id, "a") == [(s, float(s)) for s in range(5)]
+    assert not spool.refused_path.exists()
+
+
+def test_an_upload_that_a_page_answered_is_sent_again(server, tmp_path, monkeypatch):
+    store = Store(tmp_path, server.uri)
+    spool = new_spool(store)
+    queue_file(spool, "note.txt", "x", "results")
+    sender = Sender(spool, store)
+    with monkeypatch.context() as patched:
+        # "200 OK" and a page that asks for a login: the client takes it for done.
+        patched.setattr(store.client, "log_artifact", lambda *_, **__: None)
+        with pytest.raises(ConnectionError, match="has not got it"):
+            while sender.step():
+                pass
+    while sender.step():
+        pass
+    assert list_artifacts(store, sender.state.run_id) == ["results/note.txt"]
 
 
 def queue_file(spool, name, content, to, slot=None):

@@ -47,6 +47,16 @@ def test_foreign_texts_are_one_plain_line():
     assert all(line.isprintable() for line in lines.splitlines())
 
 
+def test_escapes_and_passwords_do_not_get_through_mlflows_own_messages(store, capsys):
+    assert store.client
+    text = f"\x1b[31mred\x9b2J\x07 http://bob:{SECRET}@host/"
+    logging.getLogger("mlflow.store.tracking").error("the server said %s", text)
+    said = capsys.readouterr().err
+    assert "the server said" in said
+    assert SECRET not in said
+    assert not set(said) & {"\x1b", "\x9b", "\x07"}
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
