@@ -168,13 +168,14 @@ def test_refused_points_do_not_stop_the_others(store, monkeypatch):
 def test_what_a_gateway_refuses_in_a_servers_place_waits(store, monkeypatch):
     """Its page has the status of a refusal, to which MLflow's client gives a code of MLflow's."""
     from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
     spool = fill(new_spool(store), range(5))
     sender = Sender(spool, store)
 
     def log_batch(*_, **__):
         page = "failed with error code 400 != 200. Response body: '<html><h1>400 no</h1>"
-        raise MlflowException(page, error_code=1000)  # BAD_REQUEST
+        raise MlflowException(page, error_code=BAD_REQUEST)
 
     with monkeypatch.context() as patched:
         patched.setattr(store.client, "log_batch", log_batch)
@@ -199,8 +200,7 @@ def test_an_upload_that_a_page_answered_is_sent_again(server, tmp_path, monkeypa
         # "200 OK" and a page that asks for a login: the client takes it for done.
         patched.setattr(store.client, "log_artifact", lambda *_, **__: None)
         with pytest.raises(ConnectionError, match="has not got it"):
-            while sender.step():
-                pass
+            sender.step()
     while sender.step():
         pass
     assert list_artifacts(store, sender.state.run_id) == ["results/note.txt"]
