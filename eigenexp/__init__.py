@@ -51,6 +51,7 @@ _HOMES = {
 }
 _MODULES = {
     "analysis": "eigenexp.analysis",
+    "compare": "eigenexp.comparison",
     "eigensolvers": "eigenexp.eigensolvers",
     "images": "eigenexp.pictures",
     "models": "eigenexp.models",
