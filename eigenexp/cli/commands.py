@@ -317,6 +317,18 @@ def _runs_of(name: str, root: str) -> list[str]:
     return runs
 
 
+def _simulate(options: argparse.Namespace) -> int:
+    from eigenexp.cli.scoring import simulate_command
+
+    return simulate_command(options)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from eigenexp.cli.scoring import score_command
+
+    return score_command(options)
+
+
 def _sync(options: argparse.Namespace) -> int:
     from eigenexp.tracking import sync
 
@@ -346,6 +358,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": _show,
     "card": _card,
     "report": _report,
+    "simulate": _simulate,
+    "score": _score,
     "sync": _sync,
     "models": _models,
     "delete": _delete,

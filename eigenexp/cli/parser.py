@@ -28,6 +28,8 @@ examples:
   eigenexp show last                               its table and the paths of its pictures
   eigenexp card last                               trace, effective rank, sensitivity of each pixel
   eigenexp report last                             one HTML file to send to a colleague
+  eigenexp simulate stimuli model=lgg,onoff        people made of models, as a table of trials
+  eigenexp score trials.csv stimuli                thresholds, and which model they speak for
   eigenexp sync                                    send what waited for the tracking store
   eigenexp ui                                      MLflow and TensorBoard on your runs
 
@@ -125,6 +127,28 @@ _DELETE = """\
 
 A run that somebody works on is left alone. In a tracking store the run is marked as deleted, and
 can be restored there (mlflow gc removes it for good)."""
+
+
+_SIMULATE = """\
+settings:
+  model=lgg,onoff    whose d′ the observers have: models that the stimuli know (default: all)
+  trials=200         a distortion, spread evenly over its stimuli
+  gain=auto          d′ of the observer over the model's; auto: the levels suit the observer
+  lapses=0.01        share of answers without looking
+  seed=0             the same seed gives the same trials
+
+The table has a row an answer: observer, trial, stimulus, correct, response, interval, rt, manifest,
+as the experiments that eigenexp stimuli writes have it."""
+
+_SCORE = """\
+settings:
+  model=lgg,onoff    models weighed: those that the stimuli know (default: all)
+  engine=grid        of the psychometric fits; psignifit where it is installed
+  confidence=0.95    of the intervals
+
+TRIALS.csv needs the columns observer, trial, stimulus and correct (0 or 1); rows of unknown stimuli
+or of another manifest are told and left out. Prints each threshold, D = ln T(bottom) − ln T(top)
+beside ½ ln(λtop / λbottom), and each model's posterior under one free gain, R² and misfit."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -238,6 +262,24 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     report.add_argument("--title", help="of the page")
     _add_root(report)
+
+    text = "write trials of people made of models, say how many trials tell the models apart"
+    simulate = command("simulate", text, _SIMULATE)
+    simulate.add_argument("stimuli", metavar="STIMULI", help="folder with a manifest.json")
+    simulate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, see below")
+    text = "table of trials (default: trials.csv)"
+    simulate.add_argument("--output", metavar="FILE", default="trials.csv", help=text)
+    simulate.add_argument("--force", action="store_true", help="over a file that is there")
+    simulate.add_argument("--json", action="store_true", help="as JSON, for scripts")
+
+    score = command("score", "thresholds of an experiment, and what they say of models", _SCORE)
+    score.add_argument("trials", metavar="TRIALS.csv", help="table of trials")
+    score.add_argument("stimuli", metavar="STIMULI", help="folder with a manifest.json")
+    score.add_argument("overrides", nargs="*", metavar="key=value", help="settings, see below")
+    text = "page (default: score.html)"
+    score.add_argument("--output", metavar="FILE", default="score.html", help=text)
+    score.add_argument("--title", help="of the page")
+    score.add_argument("--json", action="store_true", help="as JSON, for scripts")
 
     sync = command("sync", "send what the tracking store has not got yet", _SYNC)
     sync.add_argument("names", metavar="RUN", nargs="*", help="run id or its start; else: all runs")

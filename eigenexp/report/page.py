@@ -24,7 +24,7 @@ from eigenexp.report.curves import (
 )
 from eigenexp.report.view import DEFAULT_STRENGTH, ReportRun, run_view
 
-__all__ = ["content_security_policy", "render_report"]
+__all__ = ["asset", "content_security_policy", "environment", "render_report"]
 
 SMALLEST_STRENGTH = 0.001
 """The slider's left end, beside 0; its right end is 1."""
@@ -64,8 +64,8 @@ def render_report(runs: Sequence[ReportRun], title: str | None = None) -> str:
         views.append(view)
     several = len(runs) > 1
     names = [(f"{i}: {run.title}", run.history) for i, run in enumerate(runs, 1)]
-    style, script = _asset("report.css"), _asset("report.js")
-    page: str = _environment().get_template("report.html.jinja").render(
+    style, script = asset("report.css"), asset("report.js")
+    page: str = environment().get_template("report.html.jinja").render(
         title=title or (f"{len(runs)} runs" if several else runs[0].title),
         runs=views,
         comparison=comparison_rows(runs) if several else [],
@@ -99,12 +99,14 @@ def _hash(text: str) -> str:
 
 
 @functools.cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of a file beside this one."""
     return files("eigenexp.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @functools.cache
-def _environment() -> Any:
+def environment() -> Any:
+    """Return the template engine: everything is escaped, nothing may be undefined."""
     import jinja2
 
     return jinja2.Environment(

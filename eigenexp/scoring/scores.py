@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from eigenexp.console import aligned
 from eigenexp.errors import InputError
 from eigenexp.scoring.counts import Prior
@@ -112,7 +110,7 @@ class Score:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as plain values."""
+        """Return everything as plain values; infinities and NaN as text."""
         return {
             "manifest": self.design.manifest,
             "task": self.design.task,
@@ -125,7 +123,7 @@ class Score:
                     "deviation": c.measured and c.measured.deviation,
                     "low": c.measured and c.measured.low,
                     "high": c.measured and c.measured.high,
-                    "predicted": c.predicted,
+                    "predicted": None if c.predicted is None else _plain(c.predicted),
                 }
                 for one in self.observers
                 for c in one.contrasts
@@ -134,12 +132,12 @@ class Score:
                 {
                     "model": one.model,
                     "posterior": one.posterior,
-                    "log_evidence": one.log_evidence,
-                    "r_squared": one.r_squared,
-                    "chi_squared": one.chi_squared,
+                    "log_evidence": _plain(one.log_evidence),
+                    "r_squared": _plain(one.r_squared),
+                    "chi_squared": _plain(one.chi_squared),
                     "freedom": one.freedom,
                     "p_value": one.p_value,
-                    "gains": [math.exp(gain) for gain in one.log_gains],
+                    "gains": [_plain(math.exp(gain)) for gain in one.log_gains],
                     "unseen": list(one.unseen),
                 }
                 for one in self.models
@@ -181,6 +179,10 @@ class Score:
                 ])  # fmt: skip
             lines += ["", *aligned(table, {1, 2, 3, 4, 5})]
         return lines + [f"note: {problem}" for problem in self.problems]
+
+
+def _plain(value: float) -> float | str:
+    return float(value) if math.isfinite(value) else str(float(value))
 
 
 def _finite(value: float) -> float | None:
@@ -333,4 +335,4 @@ def predicted_difference(
     if contrast.upper not in responses or contrast.lower not in responses:
         return None
     upper, lower = (responses[n].threshold(log_gain) for n in (contrast.upper, contrast.lower))
-    return float(np.float64(upper - lower))
+    return upper - lower
