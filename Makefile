@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ROOT ?= mlruns
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage slow lowest check format clean
+.PHONY: help demo test coverage slow lowest release docs notebooks linkcheck check format clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -27,8 +27,8 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-slow: $(VENV)/.installed-test
-	@echo "installing what the slow tests need beside: Ray, transformers"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,vision,networks,joblib,slurm,ray]'
+	@echo "installing what the slow tests need beside: Ray, transformers, Sphinx"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,vision,networks,joblib,slurm,ray,docs]'
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
 
 demo: $(VENV)/.installed ## Find the distortions OnOff feels most and least in a picture (about a minute)
@@ -44,6 +44,21 @@ coverage: $(VENV)/.installed-test ## Run the test suite and measure what it cove
 
 slow: $(VENV)/.installed-slow ## Run the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=1200
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing eigenexp and what its documentation needs, versions from constraints.txt"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[vision,docs]'
+	@touch $@ $(VENV)/.installed
+
+docs: $(VENV)/.installed-docs ## Build the documentation, its notebooks executed: docs/_build/html (minutes at first)
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+notebooks: $(VENV)/.installed-docs ## Run the notebooks and keep what they show
+	@OMP_NUM_THREADS=1 $(BIN)/python docs/execute_notebooks.py
+
+linkcheck: $(VENV)/.installed-docs ## Follow every link of the documentation to other sites
+	@EIGENEXP_DOCS_EXECUTE=off $(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck
 
 # What leans most on other packages: files, figures, stores, configuration, loggers, callbacks, and
 # Lightning's doors with the solvers behind them.
@@ -64,6 +79,19 @@ $(VENV)-lowest/.installed: pyproject.toml constraints-lowest.txt
 lowest: $(VENV)-lowest/.installed ## Run a fast part of the tests on the lowest versions supported
 	@echo "running tests on the lowest versions"
 	@OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(LOWEST) --ignore-glob='*hostile*'
+
+release: $(VENV)/.installed-test ## Build wheel and sdist from a clean tree, and try each in an empty environment
+	@git diff --quiet HEAD -- || { echo "there are changes that are not committed: commit or stash them"; exit 1; }
+	@rm -rf dist build/release && mkdir -p build/release
+	@echo "building dist/" && $(BIN)/python -m build --outdir dist . > build/release/build.log
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt twine
+	@$(BIN)/python -m twine check --strict dist/*
+	@set -e; for file in dist/*; do echo "trying $$file"; rm -rf build/release/env build/release/runs; \
+	  $(PYTHON) -m venv build/release/env; \
+	  build/release/env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$file"; \
+	  cd build/release; env/bin/eigenexp --version; \
+	  env/bin/eigenexp fit root=runs 'image.crop=[120,220,20,20]' logger=none > fit.log; cd ../..; done
+	@echo "dist/ is whole: $$(ls dist | tr '\n' ' ')"
 
 check: $(VENV)/.installed-test ## Lint, types, and the direction of imports
 	@echo "checking format, lint, types and imports"

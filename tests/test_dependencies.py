@@ -115,4 +115,4 @@ def test_the_version_stands_in_one_place() -> None:
 
     assert "version" not in PROJECT
     assert metadata.version("eigenexp") == eigenexp.__version__
-    assert f"## {eigenexp.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{eigenexp.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,5 +1,7 @@
 """The ask/tell contract every eigensolver keeps.
 
+.. code-block:: python
+
     solver = Lanczos(n, k=5, which="both", tol=1e-6, seed=0)
     while not solver.done:
         block = solver.ask()                # (n, b)

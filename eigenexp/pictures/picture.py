@@ -75,6 +75,7 @@ def load_picture(
         - a tensor ``(H, W)``, ``(C, H, W)`` or ``(1, C, H, W)``, or an array ``(H, W)``,
           ``(H, W, C)`` or as a tensor's; C is 1 to 4, of which 2 and 4 end with alpha. An array
           whose first and last side are both that short is refused: ``(1, C, H, W)`` is clear.
+
         Booleans, uint8 and uint16 are scaled from their full range to ``value_range``; other
         numbers must be in ``value_range`` already, which integers must not leave at its default.
     crop

@@ -1,21 +1,17 @@
-"""Spectra to report on, and a real browser to look at the report with."""
+"""Spectra to report on."""
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from eigenexp.report import ReportRun
 from eigenexp.spectrum import PairStatus, Spectrum, StopReason
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 def make_spectrum(shape: tuple[int, ...] = (1, 12, 16), k: int = 2, **changes: Any) -> Spectrum:
@@ -70,16 +66,3 @@ def make_run(shape: tuple[int, ...] = (1, 12, 16), **changes: Any) -> ReportRun:
         "picture_name": "noise",
     }
     return ReportRun(**{**fields, **changes})
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """A headless Chromium of this machine; without one these tests are skipped."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"no browser on this machine (looked for {', '.join(BROWSERS)})")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield running
-        running.close()
