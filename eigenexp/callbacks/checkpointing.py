@@ -47,7 +47,7 @@ class SolverCheckpoint(Checkpoint):
     max_share
         Part of the run's time that saving may take. Where a save takes longer than that part of
         the time since the one before (hundreds of megabytes, or very fast steps), it waits: a save
-        of 1 s comes every 50 s at the default. The end and a graceful stop are always saved.
+        of 1 s comes every 100 s at the default. The end and a graceful stop are always saved.
         ``None``: save whenever due, whatever it costs.
     keep
         Older checkpoints kept beside ``last`` and ``best``, to fall back on.
@@ -62,7 +62,7 @@ class SolverCheckpoint(Checkpoint):
         every_seconds: float | None = None,
         keep: int = 2,
         upload: bool = True,
-        max_share: float | None = 0.02,
+        max_share: float | None = 0.01,
     ) -> None:
         super().__init__()
         if every_n_steps < 1 or keep < 0:

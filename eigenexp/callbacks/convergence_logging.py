@@ -18,6 +18,7 @@ from eigenexp.eigensolvers import Eigensolver
 from eigenexp.eigensolvers.progress import Progress
 from eigenexp.errors import InputError
 from eigenexp.modules.metrics import convergence_metrics, pair_name
+from eigenexp.storage.plain import plain
 
 __all__ = ["ConvergenceLogging", "subspace_angle"]
 
@@ -223,12 +224,7 @@ class ConvergenceLogging(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return history, counters, and what the next change and angle are taken from."""
         return {
-            "history": {
-                key: {k: list(v) for k, v in value.items()}
-                if isinstance(value, dict)
-                else (list(value) if isinstance(value, list) else value)
-                for key, value in self.history.items()
-            },
+            "history": _packed(self.history),
             "stride": self._stride,
             "points": self._points,
             "last_logged": self._last_logged,
@@ -239,10 +235,23 @@ class ConvergenceLogging(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the saved history, so that curves go on where they stood."""
-        self.history = state_dict["history"]
+        self.history = plain(state_dict["history"])
         self._stride = state_dict["stride"]
         self._points = state_dict["points"]
         self._last_logged = state_dict["last_logged"]
         self._elapsed = state_dict["elapsed"]
         self._eigenvalues = state_dict.get("eigenvalues")
         self._subspaces = dict(state_dict.get("subspaces", {}))
+
+
+def _packed(history: dict[str, Any]) -> dict[str, Any]:
+    """Return lists of numbers as tensors: a pickle looks at every number of a list."""
+    packed: dict[str, Any] = {
+        "products": torch.tensor(history["products"], dtype=torch.int64),
+        "seconds": torch.tensor(history["seconds"], dtype=torch.float64),
+        "tol": history["tol"],
+    }
+    for kind in ("residuals", "eigenvalues"):
+        curves = history[kind].items()
+        packed[kind] = {name: torch.tensor(curve, dtype=torch.float64) for name, curve in curves}
+    return packed

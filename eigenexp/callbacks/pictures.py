@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 
 from eigenexp.callbacks.pacing import Pace
-from eigenexp.callbacks.sending import enlarge, send_picture
+from eigenexp.callbacks.sending import enlarge, send_pictures
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.errors import InputError
 from eigenexp.modules.metrics import pair_name
@@ -73,11 +73,13 @@ class DistortionPictures(L.Callback):
         if len(shown) > self.max_pairs:
             half = self.max_pairs // 2
             shown = shown[: self.max_pairs - half] + shown[len(shown) - half :]
+        pictures = {}
         for i in shown:
             pixels = distortion_image(spectrum, i, module.operator.image_shape)
             name = pair_name(int(spectrum.eigenindex[i]), module.solver.settings.n)
-            for logger in trainer.loggers:
-                send_picture(logger, f"distortion/{name}", enlarge(pixels), step)
+            pictures[f"distortion/{name}"] = enlarge(pixels)
+        for logger in trainer.loggers:
+            send_pictures(logger, pictures, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step last shown."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from eigenexp.callbacks.analyses import as_csv, write_amplitude, write_card
 from eigenexp.callbacks.convergence_logging import ConvergenceLogging
-from eigenexp.callbacks.sending import send_description, send_files, send_picture, send_point
+from eigenexp.callbacks.sending import send_description, send_files, send_pictures, send_point
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.errors import CheckpointError
 from eigenexp.modules.eigendistortion import EigendistortionModule
@@ -177,11 +177,11 @@ class ResultFiles(L.Callback):
         metrics = {name: float(row[name]) for name in numbers if row[name] is not None}
         text = description(title, spectrum)
         step = spectrum.num_products
+        shown = {f"figure/{name}": _pixels(self.paths[f"{name}.png"]) for name in figures}
         for logger in trainer.loggers:
             send_point(logger, metrics, step)
             send_description(logger, text, {"status": row["status"]}, step)
-            for name in figures:
-                send_picture(logger, f"figure/{name}", _pixels(self.paths[f"{name}.png"]), step)
+            send_pictures(logger, shown, step)
 
     def _title(self, module: EigendistortionModule) -> str:
         if self.title is not None:

@@ -20,7 +20,7 @@ __all__ = [
     "forget_points_from",
     "send_description",
     "send_files",
-    "send_picture",
+    "send_pictures",
     "send_point",
     "send_settings",
     "write_directly",
@@ -79,23 +79,20 @@ def _file_writer(logger: Logger) -> FileWriter | None:
     return summaries.file_writer if isinstance(summaries, SummaryWriter) else None
 
 
-def send_picture(logger: Logger, key: str, pixels: npt.NDArray[np.uint8], step: int) -> bool:
-    """Hand a uint8 ``(H, W[, 3])`` picture to ``logger``; ``False`` if it takes none."""
+def send_pictures(logger: Logger, pictures: Mapping[str, npt.NDArray[np.uint8]], step: int) -> None:
+    """Hand uint8 ``(H, W[, 3])`` pictures to ``logger``; one that takes none is passed over."""
     if isinstance(logger, TensorBoardLogger):
-        layout = "HWC" if pixels.ndim == 3 else "HW"
-        logger.experiment.add_image(key, pixels, step, dataformats=layout)
-        return True
-    if isinstance(logger, MLFlowLogger):
-        logger.experiment.log_image(logger.run_id, pixels, key=key, step=step)
-        return True
-    log_image = getattr(logger, "log_image", None)
-    if log_image is None:
-        return False
-    if hasattr(logger, "log_pictures_by_key"):
-        log_image(key, pixels, step)
-    else:  # the signature of Lightning's other loggers
-        log_image(key=key, images=[pixels], step=step)
-    return True
+        for key, pixels in pictures.items():
+            layout = "HWC" if pixels.ndim == 3 else "HW"
+            logger.experiment.add_image(key, pixels, step, dataformats=layout)
+    elif isinstance(logger, MLFlowLogger):  # Lightning's own
+        for key, pixels in pictures.items():
+            logger.experiment.log_image(logger.run_id, pixels, key=key, step=step)
+    elif hasattr(logger, "log_pictures"):
+        logger.log_pictures(pictures, step)
+    elif hasattr(logger, "log_image"):  # the signature of Lightning's other loggers
+        for key, pixels in pictures.items():
+            logger.log_image(key=key, images=[pixels], step=step)
 
 
 def enlarge(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -166,7 +166,7 @@ class CallbacksConfig:
     pictures_every: int = 100
     checkpoint_every: int = 50
     checkpoint_seconds: float | None = 60.0
-    checkpoint_share: float | None = 0.02
+    checkpoint_share: float | None = 0.01
     keep_checkpoints: int = 2
     refresh_every: int = 5
     others: dict[str, Any] = field(default_factory=dict)

@@ -130,14 +130,23 @@ class TurnCounter(torch.optim.Optimizer):
     """Lets Lightning count turns as steps; solvers do the work.
 
     Its learning rate is 1, for callbacks that log one.
+
+    Parameters
+    ----------
+    parameters
+        What Lightning takes to be trained.
+    is_heard
+        Whether a hook before each step is to be called: Lightning's closure does nothing else here,
+        for a tenth of the time of an empty turn.
     """
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, parameters: list[nn.Parameter], *, is_heard: bool = True) -> None:
         super().__init__(parameters, {"lr": 1.0})
+        self._is_heard = is_heard
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Run the closure, if any."""
-        return None if closure is None else closure()
+        """Run the closure, if there is one and somebody hears of it."""
+        return closure() if closure is not None and self._is_heard else None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Do nothing: there is no state, and checkpoints of before hold groups without a rate."""
@@ -163,6 +172,17 @@ class TurnModule(L.LightningModule):
         self.turns = nn.Parameter(torch.zeros(()))
         self._sigterm = SigtermTogether(self.agrees_every)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a text that replaces a plain value directly.
+
+        ``nn.Module`` looks for parameters, modules and buffers first. Lightning sets the name of
+        the hook at work 24 times a turn, which took a quarter of an empty one.
+        """
+        if (value is None or type(value) is str) and name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Keep the signature of ``training_step`` with it: Lightning asks for it at every step."""
         super().__init_subclass__(**options)
@@ -179,7 +199,23 @@ class TurnModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer that counts turns."""
-        return cast("OptimizerLRScheduler", TurnCounter([self.turns]))
+        return cast(
+            "OptimizerLRScheduler", TurnCounter([self.turns], is_heard=self._is_step_heard())
+        )
+
+    def _is_step_heard(self) -> bool:
+        """Whether this module or a callback has a hook of its own before an optimizer's step."""
+        callbacks = cast("Any", self.trainer).callbacks
+        hooks = [one.on_before_optimizer_step for one in (self, *callbacks)]
+        silent = [kind.on_before_optimizer_step for kind in (L.LightningModule, L.Callback)]
+        # A callback made of functions has them as they are.
+        return any(getattr(hook, "__func__", hook) not in silent for hook in hooks)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Return the batch, a number: there is nothing to move."""
+        return batch
 
     def train_dataloader(self) -> Turns:
         """Return the endless loader of turns."""

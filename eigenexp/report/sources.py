@@ -27,6 +27,7 @@ from eigenexp.runs.folder import CONVERGENCE_FILE, RunFolder, find_or_fetch
 from eigenexp.spectrum import SPECTRUM_FILE, Spectrum
 from eigenexp.storage.atomic import write_atomic
 from eigenexp.storage.json_files import read_json
+from eigenexp.storage.plain import plain
 from eigenexp.storage.regular import file_fault
 from eigenexp.study.folder import StudyFolder
 
@@ -319,7 +320,7 @@ def _history(results: Path, run: RunFolder | None) -> dict[str, Any] | None:
         history = checkpoint["callbacks"]["ConvergenceLogging"]["history"]
     except (CheckpointError, KeyError, TypeError):
         return None
-    return history if isinstance(history, dict) else None
+    return plain(history) if isinstance(history, dict) else None
 
 
 def read_convergence(path: Path) -> dict[str, Any] | None:

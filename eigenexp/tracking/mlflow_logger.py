@@ -73,9 +73,6 @@ class MLflowLogger(Logger):
         used.
     """
 
-    log_pictures_by_key = True
-    """``log_image(key, pixels, step)`` is the signature here."""
-
     def __init__(
         self,
         experiment_name: str = "eigenexp",
@@ -189,36 +186,43 @@ class MLflowLogger(Logger):
         """Set tags; unlike parameters they may change."""
         self._send({"k": "t", "v": {str(key): str(value) for key, value in tags.items()}})
 
-    @first_rank_only
     def log_image(self, key: str, image: Any, step: int | None = None) -> None:
-        """Queue a picture for MLflow's time slider.
+        """Queue one picture; see :meth:`log_pictures`."""
+        self.log_pictures({key: image}, step)
+
+    @first_rank_only
+    def log_pictures(self, pictures: Mapping[str, Any], step: int | None = None) -> None:
+        """Queue pictures for MLflow's time slider; several wait for the disk once.
 
         Parameters
         ----------
-        key
-            Name of the series.
-        image
-            ``(H, W)`` or ``(H, W, 3)`` uint8 array.
+        pictures
+            ``(H, W)`` or ``(H, W, 3)`` uint8 arrays, each under the name of its series.
         step
             Place on the slider.
         """
         import numpy as np
 
-        pixels = np.ascontiguousarray(image)
-        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
-            raise TrackingError(
-                "log_image: expected a uint8 array (H, W) or (H, W, 3), got "
-                f"{pixels.dtype} {pixels.shape}; scale to 0…255 first"
-            )
-
-        def keep(folder: Path) -> list[Path]:
-            np.save(folder / "picture.npy", pixels, allow_pickle=False)
-            return [folder / "picture.npy"]
-
+        arrays = {key: np.ascontiguousarray(image) for key, image in pictures.items()}
+        for pixels in arrays.values():
+            if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+                raise TrackingError(
+                    "log_image: expected a uint8 array (H, W) or (H, W, 3), got "
+                    f"{pixels.dtype} {pixels.shape}; scale to 0…255 first"
+                )
         facts = {"t": time.time_ns() // 1_000_000, "s": 0 if step is None else int(step)}
+
+        def keep(folder: Path) -> list[tuple[Record, list[Path]]]:
+            made: list[tuple[Record, list[Path]]] = []
+            for i, (key, pixels) in enumerate(arrays.items()):
+                path = folder / f"picture-{i}.npy"
+                np.save(path, pixels, allow_pickle=False)
+                made.append(({"k": "i", "key": key, **facts}, [path]))
+            return made
+
         outbox = self._open()
         if outbox is not None:
-            outbox.append_made({"k": "i", "key": key, **facts}, keep)
+            outbox.append_made(keep)
 
     @first_rank_only
     def log_artifact(

@@ -148,24 +148,29 @@ class Outbox:
         for _, name in files:
             safe_relative(name)
 
-        def keep(folder: Path) -> list[Path]:
-            return [snapshot(source, folder, name) for source, name in files]
+        def keep(folder: Path) -> list[tuple[Record, list[Path]]]:
+            kept = [snapshot(source, folder, name) for source, name in files]
+            return [({**record, "to": artifact_path}, kept)]
 
-        self.append_made({**record, "to": artifact_path}, keep)
+        self.append_made(keep)
 
-    def append_made(self, record: Record, make: Callable[[Path], list[Path]]) -> None:
-        """Append a record of the files ``make`` writes; a full disk loses them, not the solve."""
+    def append_made(self, make: Callable[[Path], list[tuple[Record, list[Path]]]]) -> None:
+        """Append records, each of the files that ``make`` writes for it in the folder it is given.
+
+        A full disk loses them, not the solve.
+        """
         if not self._open:
             return
         try:
             folder = self.spool.new_file_folder()
             made = make(folder)
-            sync_files(folder)  # before the record names them: a power cut may keep that alone
+            sync_files(folder)  # before a record names them: a power cut may keep that alone
         except OSError as error:
             self._tell_once(error)
             return
-        names = [str(path.relative_to(self.spool.folder)) for path in made]
-        self.append({**record, "files": names})
+        for record, paths in made:
+            names = [str(path.relative_to(self.spool.folder)) for path in paths]
+            self.append({**record, "files": names})
 
     def sync(self) -> None:
         """Force the journal to disk, and start the sender again if it died."""

@@ -10,7 +10,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Timer,
+)
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor
@@ -100,6 +106,26 @@ def test_a_learning_rate_monitor_logs_the_one_there_is(
     fit.fit(module_of(small_problem))
     text = (tmp_path / "v" / "metrics.csv").read_text()
     assert "lr-TurnCounter" in text
+
+
+class Hearing(L.Callback):
+    heard = 0
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        self.heard += 1
+
+
+@pytest.mark.parametrize("kind", ["class", "function"])
+def test_a_hook_before_each_step_is_called_for_who_has_one(
+    kind: str, small_problem: Problem, tmp_path: Path
+) -> None:
+    hearing = Hearing()
+    callback: L.Callback = hearing
+    if kind == "function":
+        callback = LambdaCallback(on_before_optimizer_step=hearing.on_before_optimizer_step)
+    fit = trainer(tmp_path, [callback], max_steps=4)
+    fit.fit(module_of(small_problem))
+    assert hearing.heard == fit.global_step == 4
 
 
 def test_limits_in_turns_and_time(small_problem: Problem, tmp_path: Path) -> None:

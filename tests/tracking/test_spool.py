@@ -81,9 +81,20 @@ def test_files_are_on_disk_before_the_record_that_names_them(tmp_path, monkeypat
     written = []
     monkeypatch.setattr(box, "append", lambda record: written.append((record, list(synced))))
     box.append_files({"k": "a", "slot": None}, [(tmp_path / "a.txt", "a.txt")], "results")
-    ((record, before),) = written
-    (name,) = record["files"]
-    assert {str(box.spool.folder / name), str((box.spool.folder / name).parent)} <= set(before)
+    box.append_made(two_files)
+    assert len(written) == 3
+    for record, before in written:
+        (name,) = record["files"]
+        assert {str(box.spool.folder / name), str((box.spool.folder / name).parent)} <= set(before)
+    assert len(synced) == 3 + 4  # each file, its folder, the folder of that
+
+
+def two_files(folder):
+    made = []
+    for name in ("1", "2"):
+        (folder / name).write_text(name)
+        made.append(({"k": "a", "slot": None, "to": ""}, [folder / name]))
+    return made
 
 
 def test_killed_writer_loses_nothing(tmp_path):
