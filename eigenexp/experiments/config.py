@@ -148,7 +148,8 @@ def with_own_model(overrides: Sequence[str]) -> list[str]:
     arguments of every model.
     """
     chosen = [o.partition("=")[2] for o in overrides if o.startswith("model=")]
-    target = chosen[-1].strip("'\"") if chosen else ""
+    # A sweep's jobs are written with what Hydra's grammar escapes: ./mymodel.py\:MyNet.
+    target = re.sub(r"\\(.)", r"\1", chosen[-1].strip("'\"")) if chosen else ""
     zoo = _ZOO.fullmatch(target)
     if zoo is None and not re.search(r"\.py:\w|^\w+(\.\w+)+$", target):
         return [_added(override, "model.mean=", "model.std=") for override in overrides]

@@ -20,6 +20,7 @@ from eigenexp.experiments.shown import problem_row
 from eigenexp.runs.folder import OUT_OF_TIME
 from eigenexp.runs.overview import records_row, result_row
 from eigenexp.storage.processes import STOP_FLAG, passing_signals_to, start_module
+from eigenexp.sweeps.apart import as_if_alone
 from eigenexp.sweeps.manifest import FAILED, FINISHED, PENDING, RUNNING, STOPPED, Job, SweepFolder
 from eigenexp.sweeps.resources import granted_threads, num_processes, take_gpu
 
@@ -124,7 +125,7 @@ class SweepJob:
         exit_code = 0
         try:
             begun = decided_by_first(lambda: "" if job.state == PENDING else self._begun(job.index))
-            with contextlib.chdir(folder.manifest()["cwd"]):
+            with contextlib.chdir(folder.manifest()["cwd"]), as_if_alone():
                 result = self._fit(job.index, settings, begun)
             exit_code = result.exit_code
             facts = {"run_id": result.run_id, "row": job_row(settings, result)}

@@ -22,6 +22,7 @@ from eigenexp.experiments.config import (
     plain_config,
     with_own_model,
 )
+from eigenexp.experiments.schema import FitConfig
 from eigenexp.experiments.session import without_credentials
 from eigenexp.experiments.shown import problem_row
 from eigenexp.experiments.summary import NOT_PROVEN
@@ -77,6 +78,8 @@ def sweep(overrides: Sequence[str], *, say: Say = print) -> int:
     root = open_root(first.root)
     sweep_id = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     folder = SweepFolder(root, sweep_id)
+    if first.logger.mlflow:
+        _prepare_senders(first, 1 + (min(len(jobs), 2) if launcher == "basic" else 0))
     launch = Launch(launcher, hydra_overrides, str(folder.path))
     folder.create(
         [[without_userinfo(override) for override in job] for job in jobs],
@@ -209,6 +212,14 @@ def _run(folder: SweepFolder, launch: Launch, todo: Sequence[Job], say: Say) -> 
     code = _finish(folder, folder.jobs(), say, stopped=stopped)
     parent.close(folder, stopped=bool(stopped), failed=code not in (0, NOT_PROVEN))
     return code
+
+
+def _prepare_senders(settings: FitConfig, count: int) -> None:
+    """Let the processes get ready that send for the sweep's own run and for two jobs in turn."""
+    from eigenexp.tracking.senders import SENDERS
+
+    for _ in range(count):
+        SENDERS.prepare(settings.root, settings.logger.tracking_uri)
 
 
 def _sending(task: SweepJob) -> contextlib.AbstractContextManager[None]:
