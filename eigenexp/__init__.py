@@ -42,6 +42,7 @@ _HOMES = {
     "load_picture": "eigenexp.pictures.picture",
     "remove_grad": "eigenexp.compat.eigendistortion",
     "report_from": "eigenexp.report",
+    "sensitivity": "eigenexp.analysis",
     "set_seed": "eigenexp.compat.eigendistortion",
     "solve": "eigenexp.eigensolvers",
     "spectrum_card": "eigenexp.analysis",

@@ -4,6 +4,7 @@ from eigenexp.analysis.card import SpectrumCard, spectrum_card
 from eigenexp.analysis.discriminability import Discriminability
 from eigenexp.analysis.estimates import Estimate
 from eigenexp.analysis.finite import Amplitude, PairAmplitude, amplitude
+from eigenexp.analysis.training import sensitivity
 
 __all__ = [
     "Amplitude",
@@ -12,5 +13,6 @@ __all__ = [
     "PairAmplitude",
     "SpectrumCard",
     "amplitude",
+    "sensitivity",
     "spectrum_card",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,9 @@ from eigenexp.operators.calling import Model
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.perturbations import Coordinates, Perturbations
+
+if TYPE_CHECKING:
+    from eigenexp.operators.metric import MetricOperator
 
 __all__ = ["FisherOperator", "start_vectors"]
 
@@ -101,6 +107,18 @@ class FisherOperator(Fisher):
         self.image_shape = self.jacobian.image_shape
         self.dtype = self.jacobian.dtype
         self.device = self.jacobian.device
+
+    @staticmethod
+    def from_metric(
+        metric: Callable[[Tensor, Tensor], Any], image: Tensor, **options: Any
+    ) -> MetricOperator:
+        """Return ½ ∇² of a full-reference measure d(x, x₀) at x₀ as an operator like F.
+
+        See :class:`~eigenexp.operators.metric.MetricOperator` for parameters and errors.
+        """
+        from eigenexp.operators.metric import MetricOperator
+
+        return MetricOperator(metric, image, **options)
 
     @property
     def jacobian(self) -> JacobianOperator:
