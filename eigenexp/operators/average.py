@@ -11,11 +11,12 @@ from torch import Tensor
 from eigenexp.errors import ImageError, InputError
 from eigenexp.operators.base import Fisher, Jacobian
 from eigenexp.operators.calling import Model, copy_image
-from eigenexp.operators.fisher import FisherOperator, start_vectors
+from eigenexp.operators.fisher import FisherOperator
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import noise_or_default
 from eigenexp.operators.perturbations import Coordinates, Perturbations, coordinates_at
 from eigenexp.operators.perturbations.base import perturbations_or_default
+from eigenexp.operators.starting import start_vectors
 
 __all__ = ["AverageFisherOperator"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from eigenexp.errors import ImageError, InputError, ModelError
 from eigenexp.operators.base import count_columns
 from eigenexp.operators.calling import Model, as_written, copy_image, respond, undisturbed
-from eigenexp.operators.fisher import FisherOperator, start_vectors
+from eigenexp.operators.fisher import FisherOperator
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.noise.gaussian import noise_or_default
@@ -29,6 +29,7 @@ from eigenexp.operators.precision import InPrecision
 from eigenexp.operators.protocol import Problem, Request
 from eigenexp.operators.responses import flatten_rows
 from eigenexp.operators.routes import comparison_slack
+from eigenexp.operators.starting import start_vectors
 
 __all__ = ["BatchedFisherOperator", "pictures_at_once"]
 

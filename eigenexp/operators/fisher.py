@@ -14,27 +14,12 @@ from eigenexp.operators.calling import Model
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.noise.base import Noise
 from eigenexp.operators.perturbations import Coordinates, Perturbations
+from eigenexp.operators.starting import start_vectors
 
 if TYPE_CHECKING:
     from eigenexp.operators.metric import MetricOperator
 
-__all__ = ["FisherOperator", "start_vectors"]
-
-
-def start_vectors(image: Tensor, coordinates: Coordinates | None = None) -> Tensor:
-    """Return ``(n, s)``: the picture and the constant; one column for a constant picture.
-
-    With ``coordinates``, what of them is considered; ``(n, 0)`` where nothing is.
-    """
-    if coordinates is not None:
-        found = coordinates.coordinates(start_vectors(image))
-        slack = 1e3 * torch.finfo(image.dtype).eps
-        return found[:, found.norm(dim=0) > slack * image.numel() ** 0.5]
-    picture = image.reshape(-1, 1)
-    constant = torch.ones_like(picture)
-    if bool((picture == picture[0]).all()):
-        return constant
-    return torch.cat([picture, constant], dim=1)
+__all__ = ["FisherOperator"]
 
 
 class FisherOperator(Fisher):

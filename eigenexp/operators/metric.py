@@ -12,10 +12,10 @@ from torch import Tensor
 from eigenexp.errors import InputError, InputTypeError, ModelError, summary
 from eigenexp.operators.base import Fisher
 from eigenexp.operators.calling import copy_image, gradient
-from eigenexp.operators.fisher import start_vectors
 from eigenexp.operators.jacobian import JacobianOperator
 from eigenexp.operators.perturbations import Coordinates, Perturbations, coordinates_at
 from eigenexp.operators.perturbations.base import perturbations_or_default
+from eigenexp.operators.starting import start_vectors
 
 __all__ = ["MetricOperator"]
 
