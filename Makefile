@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROOT ?= mlruns
 
+# The parts of PsychoPy that run without a screen, for the tests; with all it depends on it has
+# gigabytes.
+WITHOUT_SCREEN := psychopy-lib questplus xarray json-tricks i18next
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage slow lowest release docs notebooks linkcheck check format clean
 
@@ -24,6 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing eigenexp and what its tests need, versions from constraints.txt"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,vision]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(WITHOUT_SCREEN)
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-slow: $(VENV)/.installed-test

@@ -303,6 +303,28 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _stimuli(options: argparse.Namespace) -> int:
+    from eigenexp.stimuli import parse_settings
+
+    words = options.overrides
+    settings = parse_settings([w for w in words if "=" in w and not Path(w).exists()])
+    names = [word for word in words if "=" not in word or Path(word).exists()]
+    if not names:
+        raise InputError("stimuli: expected a run, such as last, got settings alone")
+    _quiet()
+    from eigenexp.cli.exporting import export_stimuli
+
+    runs = [run for name in names for run in _runs_of(name, options.root)]
+    return export_stimuli(
+        runs,
+        settings,
+        options.output,
+        root=options.root,
+        trust=options.trust,
+        quiet=options.quiet,
+    )
+
+
 def _runs_of(name: str, root: str) -> list[str]:
     """Return a sweep's runs that have one, or the name itself where it is no sweep's."""
     sweep = _named_sweep(name, root)
@@ -358,6 +380,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": _show,
     "card": _card,
     "report": _report,
+    "stimuli": _stimuli,
     "simulate": _simulate,
     "score": _score,
     "sync": _sync,

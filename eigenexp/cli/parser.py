@@ -28,6 +28,7 @@ examples:
   eigenexp show last                               its table and the paths of its pictures
   eigenexp card last                               trace, effective rank, sensitivity of each pixel
   eigenexp report last                             one HTML file to send to a colleague
+  eigenexp stimuli last gain=30 format=jspsych     pictures for an experiment, and its page
   eigenexp simulate stimuli model=lgg,onoff        people made of models, as a table of trials
   eigenexp score trials.csv stimuli                thresholds, and which model they speak for
   eigenexp sync                                    send what waited for the tracking store
@@ -116,6 +117,34 @@ each distortion at a strength of your choice, certificates, convergence, setting
 
 A run still at work, killed or failed is reported as far as its last checkpoint; one that is not on
 this machine is fetched from MLFLOW_TRACKING_URI."""
+
+_STIMULI = """\
+For each pair the amplitudes at which the model's d′ is what was asked for; each picture is written,
+read back, and has its passport in manifest.json and manifest.csv. What rounding, clipping or a
+radius spoils is told and left out.
+
+  eigenexp stimuli last gain=30 format=jspsych
+  eigenexp stimuli 5b8d 91ac levels=0.5,1,2 controls=3 rounding=model format=psychopy,matlab
+  eigenexp stimuli last span=0.25,4,6 bits=16 display=2.2 linear_light=true format=raw
+
+settings (key=value):
+  levels=0.25,0.5,1,2,4   d′ to be reached;  span=LOW,HIGH,COUNT: spread within the radii;
+                          amplitudes=0.1,0.2: in the picture's units
+  pairs=all               top, bottom, or places: pairs=0,-1;  signs=+ (also - and both)
+  controls=0              random directions of unit norm beside them
+  gain=1                  d′ is this many times the model's own
+  task=2afc               also mafc (alternatives=3) and oddity: for the share of correct answers
+  display=srgb            or an exponent;  linear_light=true: the picture's values are light
+  bits=8 (16)             rounding=plain (dithered, model: the error that the model sees least)
+  format=…                psychopy, jspsych, matlab, raw; several by commas
+  allow=…                 write what is flagged: rounding, clipping, validity, clip_radius,
+                          unverified (a pair that is not certified)
+  tolerance=0.1           of d′ read back, before a stimulus counts as spoiled
+  pixels_per_degree=…  seed=0  zoom=0  duration=0.5
+
+The same command goes on with an export that was killed; files that are whole are not written again.
+
+exit codes: 0 written; 3 written, without pairs that are not certified; 1 nothing was"""
 
 _SYNC = """\
 While a store is down or full a run goes on; what it logs waits under <root>/spool. This sends it,
@@ -262,6 +291,18 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     report.add_argument("--title", help="of the page")
     _add_root(report)
+
+    text = "write calibrated pictures for an experiment, with a passport each"
+    stimuli = command("stimuli", text, _STIMULI)
+    stimuli.add_argument(
+        "overrides", metavar="RUN | key=value", nargs="+", help="as for report; settings, see below"
+    )
+    stimuli.add_argument(
+        "--output", metavar="DIR", help="default: stimuli-<run>; empty, new, or of this export"
+    )
+    stimuli.add_argument("--trust", action="store_true", help="build any class that a run names")
+    stimuli.add_argument("-q", "--quiet", action="store_true", help="print nothing but trouble")
+    _add_root(stimuli)
 
     text = "write trials of people made of models, say how many trials tell the models apart"
     simulate = command("simulate", text, _SIMULATE)
