@@ -78,4 +78,8 @@ def longest_side(manifest: Manifest, folder: Path) -> int:
     """Return the longer side of the largest picture, in pixels."""
     from eigenexp.stimuli.levels import read_levels
 
-    return max(max(read_levels(folder / one.file).shape[1:]) for one in manifest.references)
+    return max(
+        int(side)
+        for one in manifest.references
+        for side in read_levels(folder / one.file).shape[1:]
+    )

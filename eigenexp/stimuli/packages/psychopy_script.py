@@ -274,7 +274,12 @@ def main() -> None:
     if not observer:
         from psychopy import gui
 
-        asked = {"observer": "", "method": ["constant", "quest"], "repeats": 10, "trials": 40}
+        asked: dict[str, Any] = {
+            "observer": "",
+            "method": ["constant", "quest"],
+            "repeats": 10,
+            "trials": 40,
+        }
         if not gui.DlgFromDict(asked, title="Experiment").OK:
             return
         observer, options.method = str(asked["observer"]), str(asked["method"])
