@@ -89,10 +89,11 @@ class EigendistortionModule(SolverModule):
 
     Examples
     --------
-    >>> module = EigendistortionModule(model, image, k=2, which="both", tol=1e-4)
-    >>> trainer = L.Trainer(max_steps=2000, callbacks=[ConvergenceStopping()])
+    >>> module = EigendistortionModule(model, image, k=2, which="top", tol=1e-3)
+    >>> trainer = L.Trainer(max_steps=2000, callbacks=[ee.ConvergenceStopping()])
     >>> trainer.fit(module)
-    >>> spectrum = module.spectrum()
+    >>> [str(status) for status in module.spectrum().status]
+    ['converged', 'converged']
     """
 
     def __init__(

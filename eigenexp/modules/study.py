@@ -86,8 +86,9 @@ class StudyModule(TurnModule):
     Examples
     --------
     >>> study = StudyModule(model, "photos/*.png", folder="photos-study", k=1, tol=1e-3)
-    >>> L.Trainer(max_epochs=-1, devices=2, strategy="ddp").fit(study)
-    >>> study.table()
+    >>> L.Trainer(max_epochs=-1).fit(study)  # or on devices=2, strategy="ddp"
+    >>> [(row["picture"], row["index"], row["pair_status"]) for row in study.table()]
+    [('a', 0, 'converged'), ('a', 255, 'converged'), ('b', 0, 'converged'), ('b', 255, 'converged')]
     """
 
     advice = "finished pictures are kept: fit again with the same folder to go on"

@@ -60,7 +60,9 @@ def write_score_report(
 
     Examples
     --------
-    >>> ee.report.write_score_report(ee.scoring.score("trials.csv", "stimuli"), "score.html")
+    >>> score = ee.scoring.score("trials.csv", "stimuli")
+    >>> ee.report.write_score_report(score, "score.html").name
+    'score.html'
     """
     return write_atomic(path, render_score(score, title, next_pair).encode())
 

@@ -70,7 +70,8 @@ def report_from(
 
     Examples
     --------
-    >>> write_report(report_from(spectrum, picture, title="my model"), "report.html")
+    >>> write_report(report_from(spectrum, picture, title="my model"), "report.html").name
+    'report.html'
     """
     tensor = image.tensor if isinstance(image, Picture) else image
     record: dict[str, Any] = {}

@@ -74,7 +74,7 @@ def fit_thresholds(
     >>> seen = Counts("top", [0.5, 1, 2, 4], [50, 50, 50, 50], [32, 38, 46, 49])
     >>> fit = fit_thresholds([seen])
     >>> f"{fit.log_thresholds[0]:.2f} ± {fit.deviations[0]:.2f}"
-    '0.01 ± 0.17'
+    '-0.08 ± 0.22'
     """
     if not counts:
         raise InputError("counts: expected at least one distortion, got none")

@@ -219,7 +219,8 @@ def score(
     Examples
     --------
     >>> result = ee.scoring.score("trials.csv", "stimuli")
-    >>> print(*result.lines(), sep="\n")
+    >>> len(result.lines()) > 0
+    True
     """
     design = stimuli if isinstance(stimuli, Design) else read_design(stimuli)
     if predictions is not None:
