@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eigenexp.cli.parser import CONFIG_DIR, parse
+from eigenexp.cli.parser import CONFIG_DIR, command_parsers, parse
 from eigenexp.console import printable, say, tell_error
 from eigenexp.console import quiet as _quiet
 from eigenexp.errors import ConfigError, EigenexpError, InputError, RunNotFoundError
@@ -368,6 +368,16 @@ def _sync(options: argparse.Namespace) -> int:
     return 0 if all(r.complete and not r.refused for r in reports.values()) else 1
 
 
+def _completion(options: argparse.Namespace) -> int:
+    from eigenexp.cli.completing import SCRIPTS, candidates
+
+    if options.line is None:
+        print(SCRIPTS[options.shell])
+        return 0
+    print("\n".join(candidates(options.line, command_parsers(), options.root)))
+    return 0
+
+
 def _ui(options: argparse.Namespace) -> int:
     from eigenexp.tracking.dashboards import serve
 
@@ -386,5 +396,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sync": _sync,
     "models": _models,
     "delete": _delete,
+    "completion": _completion,
     "ui": _ui,
 }

@@ -7,7 +7,7 @@ import difflib
 import os
 from collections.abc import Sequence
 
-__all__ = ["CONFIG_DIR", "parse"]
+__all__ = ["CONFIG_DIR", "command_parsers", "parse"]
 
 CONFIG_DIR = "EIGENEXP_CONFIG_DIR"
 
@@ -180,6 +180,14 @@ or of another manifest are told and left out. Prints each threshold, D = ln T(bo
 beside ½ ln(λtop / λbottom), and each model's posterior under one free gain, R² and misfit."""
 
 
+_COMPLETION = """\
+  eval "$(eigenexp completion bash)"                   in ~/.bashrc
+  eval "$(eigenexp completion zsh)"                    in ~/.zshrc, behind compinit
+  eigenexp completion fish | source                    in ~/.config/fish/config.fish
+
+Commands, options, runs, groups and what they hold, the keys of settings: eigenexp fit mod<TAB>"""
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the words after ``eigenexp``; settings may stand on both sides of an option.
 
@@ -188,7 +196,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     argparse.Namespace
         Among others ``command``. A mistake ends the process: usage, one line, exit code 2.
     """
-    parser, commands = _parser()
+    parser, parsers = _parser()
+    commands = list(parsers)
     first = next((word for word in arguments if not word.startswith("-")), None)
     if first is not None and first not in commands and not _is_value(arguments, first):
         close = difflib.get_close_matches(first, commands, n=1)
@@ -207,7 +216,12 @@ def _is_value(arguments: Sequence[str], word: str) -> bool:
     return list(arguments).index(word) > 0
 
 
-def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return the commands' parsers by their names."""
+    return _parser()[1]
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="eigenexp",
         description=_DESCRIPTION,
@@ -334,11 +348,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     delete.add_argument("--yes", action="store_true", help="do not ask")
     _add_root(delete)
 
+    text = "print what lets a shell complete commands, settings and runs"
+    completion = command("completion", text, _COMPLETION)
+    completion.add_argument("shell", nargs="?", choices=["bash", "zsh", "fish"], default="bash")
+    completion.add_argument("--line", help=argparse.SUPPRESS)
+    _add_root(completion)
+
     ui = command("ui", "open MLflow and TensorBoard on your runs (Ctrl-C ends both)")
     ui.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT")
     ui.add_argument("--tensorboard-port", type=int, default=6006, metavar="PORT")
     _add_root(ui)
-    return parser, list(commands.choices)
+    return parser, dict(commands.choices)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,9 @@ __all__ = [
     "FitConfig",
     "compose_config",
     "explained",
+    "groups",
     "hydra_session",
+    "known_settings",
     "model_lines",
     "options",
     "override_config",
@@ -79,10 +81,11 @@ def own_folder() -> Path | None:
             raise ConfigError(f"--config-dir: expected a folder, got {named!r}, which is none")
         return Path(named).absolute()
     here = Path("conf").absolute()
-    return here if any((here / group).is_dir() for group in _groups()) else None
+    return here if any((here / group).is_dir() for group in groups()) else None
 
 
-def _groups() -> list[str]:
+def groups() -> list[str]:
+    """Return the names of the configuration groups."""
     return [entry.name for entry in files(CONFIG_MODULE).iterdir() if options_of(entry)]
 
 
@@ -358,12 +361,38 @@ def _keys_of(config: Any, parent: str) -> list[str]:
     return sorted(str(key) for key in known if key != "others")
 
 
-def _known_keys(parent: str, overrides: Sequence[str]) -> list[str]:
-    """Return the keys under ``parent``, with only the group choices of ``overrides`` applied."""
+def known_settings(parent: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings under ``parent`` with their values, of the groups that are chosen.
+
+    Parameters
+    ----------
+    parent
+        Dotted name; "" for the top.
+    overrides
+        Of which those that choose a group count.
+    """
+    register_schemas()
+    node = _composed_groups(overrides)
+    if node is not None and parent:
+        node = OmegaConf.select(node, parent)
+    if not isinstance(node, DictConfig):
+        return {}
+    plain = OmegaConf.to_container(node, resolve=False)
+    if not isinstance(plain, dict):
+        return {}
+    return {str(key): value for key, value in plain.items() if key != "others"}
+
+
+def _composed_groups(overrides: Sequence[str]) -> DictConfig | None:
     choices = [o for o in overrides if re.fullmatch(r"\w+=\w+", o) and options(o.split("=")[0])]
     with hydra_session():
         try:
-            config = compose(CONFIG_NAME, overrides=[*search_path(), *choices])
+            return compose(CONFIG_NAME, overrides=[*search_path(), *choices])
         except (HydraException, OmegaConfBaseException):
-            return []
-    return _keys_of(config, parent)
+            return None
+
+
+def _known_keys(parent: str, overrides: Sequence[str]) -> list[str]:
+    """Return the keys under ``parent``, with only the group choices of ``overrides`` applied."""
+    config = _composed_groups(overrides)
+    return [] if config is None else _keys_of(config, parent)

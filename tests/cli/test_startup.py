@@ -42,6 +42,7 @@ def imported(folder: Path, *arguments: str) -> set[str]:
         ["show", "nothing"],
         ["delete", "nothing", "--yes"],
         ["fit", "--cfg", "job"],
+        ["completion", "--line", "eigenexp fit solver.t"],
     ],
     ids=" ".join,
 )
