@@ -5,6 +5,7 @@
 
 from eigenexp.checkpoints.compatibility import (
     Difference,
+    IntendedChange,
     ProvenanceWarning,
     Severity,
     check_metadata,
@@ -28,6 +29,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "CheckpointWarning",
     "Difference",
+    "IntendedChange",
     "ProvenanceWarning",
     "Seal",
     "Severity",

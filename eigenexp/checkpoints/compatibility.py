@@ -21,6 +21,7 @@ from eigenexp.storage.plain import leaves, plain
 
 __all__ = [
     "Difference",
+    "IntendedChange",
     "ProvenanceWarning",
     "Severity",
     "check_metadata",
@@ -37,6 +38,10 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 class ProvenanceWarning(UserWarning):
     """A harmless difference between a checkpoint and what continues it."""
+
+
+class IntendedChange(ProvenanceWarning):
+    """A difference that a person asked for: told, and never in the way."""
 
 
 class Severity(enum.StrEnum):
@@ -62,6 +67,8 @@ class Difference:
         Whether to warn or to stop.
     advice
         What it means or what to do.
+    on_purpose
+        Whether a person asked for it.
     """
 
     field: str
@@ -69,6 +76,7 @@ class Difference:
     current: Any
     severity: Severity
     advice: str = ""
+    on_purpose: bool = False
 
     @property
     def message(self) -> str:
@@ -127,7 +135,7 @@ def compare_metadata(
     found = list(_differences(saved, current))
     on_purpose = tuple(f"{name}." for name in intended)
     return [
-        Difference(d.field, d.saved, d.current, Severity.HARMLESS, "changed on purpose")
+        Difference(d.field, d.saved, d.current, Severity.HARMLESS, "changed on purpose", True)
         if d.field in intended or d.field.startswith(on_purpose)
         else d
         for d in found
@@ -273,7 +281,8 @@ def check_metadata(
     if harmful and not force:
         raise CheckpointError("checkpoint does not fit: " + " | ".join(d.message for d in harmful))
     for difference in differences:
-        warnings.warn(difference.message, ProvenanceWarning, stacklevel=2)
+        kind = IntendedChange if difference.on_purpose else ProvenanceWarning
+        warnings.warn(difference.message, kind, stacklevel=2)
     return differences
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -65,9 +66,17 @@ def _fit(options: argparse.Namespace) -> int:
     from eigenexp.experiments.experiment import fit
 
     _quiet()
+    _tell_intended_changes()
     if options.quiet:
         settings.trainer.enable_progress_bar = False
     return _end(fit(settings, say=_teller(options)), options)
+
+
+def _tell_intended_changes() -> None:
+    """Tell what a person changed before a resume, also where Python makes errors of warnings."""
+    from eigenexp.checkpoints import IntendedChange
+
+    warnings.filterwarnings("always", category=IntendedChange)
 
 
 def _prepare_sender(root: str, uri: str | None) -> None:
@@ -101,6 +110,7 @@ def _resume(options: argparse.Namespace) -> int:
     from eigenexp.experiments.experiment import resume
 
     _quiet()
+    _tell_intended_changes()
     result = resume(
         options.name,
         options.overrides,

@@ -167,12 +167,6 @@ class ModulatedConvolution:
         """What it is, for a spectrum's notes."""
         return f"a modulated convolution in the {self.basis} basis, misfit {self.misfit:.2g}"
 
-    def sample_inverse(self, white: Tensor) -> Tensor:
-        """Turn white noise ``(n, b)`` into K⁻¹ G^(−½) z, noise with the covariance A⁻¹."""
-        t = self.transform
-        x = self._pictures(white) / self.gain.sqrt()
-        return self._vectors(t.synthesise(t.analyse(x) / self.response))
-
     def correction(
         self, end: str, residual: Tensor, value: float, locked: Tensor, steps: int
     ) -> Tensor:

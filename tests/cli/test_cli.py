@@ -186,7 +186,6 @@ def test_a_second_fit_lands_beside_the_first(in_tmp: Path) -> None:
     assert len(list_runs(in_tmp / "mlruns")) == 2
 
 
-@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
 def test_resume_after_max_steps_equals_the_unbroken_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -465,7 +464,6 @@ def test_a_damaged_record_hides_nothing(
     assert found.read_record()["status"] == "FINISHED"
 
 
-@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
 def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
     in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

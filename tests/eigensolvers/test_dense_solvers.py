@@ -418,7 +418,6 @@ def test_a_fit_stopped_before_any_pair_writes_what_there_is(tmp_path: Path) -> N
 SMALL = ("image.crop=16", "logger=none", "trainer=cpu", "trainer.enable_progress_bar=false")
 
 
-@pytest.mark.filterwarnings("default::eigenexp.checkpoints.compatibility.ProvenanceWarning")
 def test_a_fit_cut_short_by_its_budget_is_resumed_to_the_same_bits(
     in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

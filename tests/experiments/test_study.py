@@ -154,7 +154,6 @@ def test_a_mistake_is_one_line_and_a_non_zero_exit(
         assert word in errors[0]
 
 
-@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
 def test_the_same_command_goes_on_with_an_unfinished_study(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +228,6 @@ def test_two_processes_from_the_command_line(photos: Path) -> None:
     assert len(list_runs(photos / "mean")) == 1
 
 
-@pytest.mark.filterwarnings("default::eigenexp.checkpoints.ProvenanceWarning")
 def test_the_summary_says_why_pictures_are_not_proven(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
