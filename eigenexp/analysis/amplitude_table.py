@@ -19,6 +19,7 @@ _COLUMNS = {
     "index": "index",
     "known_threshold": "d′ = 1 at",
     "validity_radius": "valid to",
+    "fraction_correct": "2AFC there",
     "ordering_radius": "ordered to",
     "clip_radius": "clips at",
     "strict_radius": "in range to",
@@ -87,6 +88,8 @@ def _cell(pair: Mapping[str, Any], key: str) -> str:
     value = pair.get(key)
     if key == "known_threshold":
         return printable(str(value or "–"))
+    if key == "fraction_correct" and isinstance(value, (int, float)) and 0 <= value <= 1:
+        return f"{100 * value:.1f} %"
     if isinstance(value, str):  # JSON knows no infinity
         value = {"inf": math.inf, "Infinity": math.inf}.get(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):

@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from eigenexp.analysis.discriminability import Discriminability
+from eigenexp.analysis.units import fraction_correct
 from eigenexp.errors import InputError
 from eigenexp.operators.calling import Model
 from eigenexp.operators.noise import Noise
@@ -143,13 +144,24 @@ class PairAmplitude:
         return self._clipped(float(alpha))
 
     def row(self) -> dict[str, Any]:
-        """Return the numbers as a plain dict; ``inf`` stays ``inf``."""
+        """Return the numbers as a plain dict; ``inf`` stays ``inf``.
+
+        ``fraction_correct`` is that of 2AFC at the validity radius, by the true d′ of the sign that
+        is seen less: how far a psychometric function lies where F predicts it.
+        """
+        radius = self.validity_radius
+        share = None
+        if radius is not None:
+            at = min(radius, self.reach)
+            least = min(self._d_prime(sign * at, False) for sign in (1, -1))
+            share = fraction_correct(least) if math.isfinite(least) else None
         return {
             "index": self.index,
             "eigenvalue": self.eigenvalue,
             "threshold": self.threshold,
             "known_threshold": self.known_threshold,
             "validity_radius": self.validity_radius,
+            "fraction_correct": share,
             "ordering_radius": self.ordering_radius,
             "clip_radius": self.clip_radius,
             "strict_radius": self.strict_radius,

@@ -14,7 +14,9 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import Tensor
 
+from eigenexp.analysis.units import thresholds
 from eigenexp.callbacks.analyses import as_csv, write_amplitude, write_card
 from eigenexp.callbacks.convergence_logging import ConvergenceLogging
 from eigenexp.callbacks.sending import send_description, send_files, send_pictures, send_point
@@ -32,12 +34,14 @@ __all__ = ["ResultFiles", "convergence_table", "eigenvalue_table"]
 log = logging.getLogger(__name__)
 
 
-def eigenvalue_table(spectrum: Spectrum) -> str:
+def eigenvalue_table(spectrum: Spectrum, image: Tensor | None = None) -> str:
     """Return the pairs as CSV: index, eigenvalue, residuals, bound, known digits, status, products.
 
-    Numbers are whole; ``known`` is the eigenvalue as tables print it, ``3.9(2)e-06``.
+    Numbers are whole; ``known`` is the eigenvalue as tables print it, ``3.9(2)e-06``. ``threshold``
+    is 1/√λ, also as the peak and RMS in grey levels of 255 and, with the picture, as RMS contrast.
     """
-    return as_csv(spectrum.rows())
+    units = thresholds(spectrum, image)
+    return as_csv([{**row, **unit} for row, unit in zip(spectrum.rows(), units, strict=True)])
 
 
 def convergence_table(history: Mapping[str, Any]) -> str:
@@ -142,7 +146,7 @@ class ResultFiles(L.Callback):
         folder = self._folder(trainer)
         self.paths[SPECTRUM_FILE] = spectrum.save(folder / SPECTRUM_FILE)
         table = folder / "eigenvalues.csv"
-        write_atomic(table, eigenvalue_table(spectrum).encode())
+        write_atomic(table, eigenvalue_table(spectrum, module.image).encode())
         self.paths[table.name] = table
         history = _history(trainer)
         if history is not None:

@@ -81,9 +81,21 @@ def spectrum_figure(
     ax.set_xlabel("index in the whole spectrum")
     ax.set_ylabel("eigenvalue of JᵀJ")
     ax.legend(fontsize="small")
+    if ax.get_yscale() == "log":
+        # 1/√λ, and back: its own inverse but for the power.
+        thresholds = ax.secondary_yaxis("right", functions=(_threshold, _eigenvalue))
+        thresholds.set_ylabel("amplitude at d′ = 1")
     if title is not None:
         ax.set_title(title)
     return figure
+
+
+def _threshold(values: Any) -> Any:
+    return np.power(np.clip(values, 1e-300, None), -0.5)
+
+
+def _eigenvalue(values: Any) -> Any:
+    return np.power(np.clip(values, 1e-150, None), -2.0)
 
 
 def _scale_eigenvalues(ax: Axes, values: Array, scale: float) -> None:

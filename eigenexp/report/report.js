@@ -65,7 +65,7 @@
     const scale = strength * (high - low) * Math.sqrt(pixels);
     const response = scale * Number(canvas.dataset.gain);
     document.getElementById(`${name}-${pair}-value`).textContent = percent(strength);
-    const parts = [`a = ${scale.toPrecision(3)}`, `response moves by a√λ ≈ ${response.toPrecision(3)}`];
+    const parts = [`a = ${scale.toPrecision(3)}`, `d′ = a√λ ≈ ${response.toPrecision(3)}`];
     if (clipped > 0.0005) parts.push(`${percent(clipped)} of the values clipped`);
     document.getElementById(`${name}-${pair}-reading`).textContent = parts.join(" · ");
   };

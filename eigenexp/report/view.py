@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eigenexp.analysis.amplitude_table import amplitude_view
 from eigenexp.analysis.card_files import card_cells
-from eigenexp.analysis.units import thresholds
+from eigenexp.analysis.units import fraction_correct, thresholds
 from eigenexp.console import at_least, known_digits
 from eigenexp.errors import InputError
 from eigenexp.plots.pixels import Array, Range, peak, picture_range, show_array, to_float
@@ -118,7 +118,7 @@ def run_view(run: ReportRun, number: int) -> dict[str, Any]:
     picture = None if run.image is None else to_float(run.image).reshape(shape)
     shown = None if picture is None else show_array(picture, blank=0.0)
     limits = Range(0.0, 1.0) if shown is None else picture_range(shown)
-    pairs = [_pair(spectrum, i, shape, shown, limits) for i in range(len(spectrum))]
+    pairs = [_pair(spectrum, i, shape, shown, limits, run.image) for i in range(len(spectrum))]
     top = [pair for pair in pairs if pair["top"]]
     bottom = [pair for pair in pairs if not pair["top"]][::-1]  # the smallest first
     groups = [
@@ -174,7 +174,12 @@ def _picture_shape(run: ReportRun) -> tuple[int, ...]:
 
 
 def _pair(
-    spectrum: Spectrum, i: int, shape: tuple[int, ...], shown: Array | None, limits: Range
+    spectrum: Spectrum,
+    i: int,
+    shape: tuple[int, ...],
+    shown: Array | None,
+    limits: Range,
+    image: Tensor | None,
 ) -> dict[str, Any]:
     row = spectrum.rows()[i]
     n = spectrum.order
@@ -184,16 +189,17 @@ def _pair(
     sum_still = None
     if shown is not None:
         sum_still = _still(limits.normalize(shown + scale * distortion))
-    eigenvalue = row["eigenvalue"]
+    gain = 0.0 if spectrum.is_null[i] else math.sqrt(max(row["eigenvalue"], 0.0))
     return {
         **row,
-        **thresholds(spectrum[i])[0],
+        **thresholds(spectrum[i], image)[0],
         "place": i,
         "top": row["index"] < n / 2,
         "label": pair_label(row["index"], n),
-        "gain": 0.0 if spectrum.is_null[i] else math.sqrt(max(eigenvalue, 0.0)),
+        "gain": gain,
         "still": _still(0.5 + 0.5 * distortion / peak(distortion)),
         "sum_still": sum_still,
+        "right": fraction_correct(scale * gain),
     }
 
 

@@ -214,3 +214,29 @@ def test_the_command_line_solves_reports_and_refuses_others(
     capsys.readouterr()
     assert main(["resume", "last", "perturbations.low=0.2"]) == 1
     assert "perturbations: the checkpoint has band(low=0.1" in capsys.readouterr().err
+
+
+def test_whitening_from_a_folder_on_the_command_line(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = in_tmp / "photos"
+    folder.mkdir()
+    for i, name in enumerate(("camera", "coins", "grass")):
+        tensor = ee.load_picture(name, crop=[10 * i, 10 * i, 20, 20]).tensor
+        np.save(folder / f"{name}.npy", tensor[0, 0].numpy())
+    words = ["model=gaussian", "image.crop=null", "image.resize=16", "threads=1", "logger=none"]
+    words += ["trainer=cpu", "solver.which=top", "solver.tol=1e-3"]
+    whitening = ["perturbations=whitening", f"perturbations.pictures={folder}"]
+    assert main(["fit", *words, *whitening]) == 0
+    results = next((in_tmp / "mlruns/results").iterdir())
+    spectrum = ee.Spectrum.load(results / "spectrum.safetensors")
+    assert str(spectrum.metadata["perturbations"]).startswith("whitening(")
+    x = ee.load_picture("camera", resize=16).tensor
+    pictures = [ee.load_picture(path, resize=16).tensor for path in sorted(folder.glob("*.npy"))]
+    model = ee.models.Gaussian(kernel_size=31, std=1.0)
+    operator = ee.FisherOperator(model, x, perturbations=P.Whitening(pictures))
+    expected = torch.linalg.eigvalsh(operator.to_dense().double())[-1]
+    assert float(spectrum.eigenvalues[0]) == pytest.approx(float(expected), rel=2e-3)
+    capsys.readouterr()
+    assert main(["fit", *words, "perturbations=whitening", "perturbations.pictures=nowhere"]) == 1
+    assert "nowhere" in capsys.readouterr().err
