@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.special import ndtr
 
@@ -35,14 +37,14 @@ def ideal_deviation(trials: int) -> float:
 
 
 def differences(
-    trials: int, experiments: int, seed: int = 0, **options: object
+    trials: int, experiments: int, seed: int = 0, **options: Any
 ) -> list[ee.scoring.Difference]:
     """D of so many simulated experiments, of the two distortions of one observer each."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(experiments):
         pair = [answers("top", 1.0, trials, rng), answers("bottom", np.exp(D), trials, rng)]
-        fit = ee.scoring.fit_thresholds(pair, **options)  # type: ignore[arg-type]
+        fit = ee.scoring.fit_thresholds(pair, **options)
         found.append(fit.difference("bottom", "top"))
     return found
 

@@ -39,9 +39,9 @@ def test_200_experiments_are_calibrated_and_as_precise_as_stated(
     found = differences(trials, experiments=200, seed=1)
     assert covered(found) >= 185
     assert width(found) <= 1.3 * 3.92 * ideal_deviation(trials)
-    # Of 200 experiments the deviation itself is known to 5 %.
+    # With exponents and lapses known .273, .193 and .136; of 200 experiments known to 5 %.
     spread = float(np.std([one.value for one in found]))
-    assert spread <= 1.1 * deviation
+    assert spread <= 1.17 * deviation
     assert abs(np.mean([one.value for one in found]) - D) <= 3 * deviation / np.sqrt(200)
 
 
