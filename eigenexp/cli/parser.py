@@ -160,7 +160,9 @@ can be restored there (mlflow gc removes it for good)."""
 
 _SIMULATE = """\
 settings:
-  model=lgg,onoff    whose d′ the observers have: models that the stimuli know (default: all)
+  model=lgg,onoff    whose d′ the observers have; default: all that the stimuli know. Another, or
+                     one with a noise or settings of its own, is built as for fit and asked about
+                     the files: model=mypackage.Net model.width=4 noise=poisson noise.dark=0.1
   trials=200         a distortion, spread evenly over its stimuli
   gain=auto          d′ of the observer over the model's; auto: the levels suit the observer
   lapses=0.01        share of answers without looking
@@ -171,7 +173,8 @@ as the experiments that eigenexp stimuli writes have it."""
 
 _SCORE = """\
 settings:
-  model=lgg,onoff    models weighed: those that the stimuli know (default: all)
+  model=lgg,onoff    models weighed; default: all that the stimuli know. Others, noise=… and
+                     model.…=… as for simulate
   engine=grid        of the psychometric fits; psignifit where it is installed
   confidence=0.95    of the intervals
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ _SCORE = {"model": "", "engine": "grid", "confidence": "0.95"}
 
 def simulate_command(options: argparse.Namespace) -> int:
     """Write the trials of observers made of models, and say how many tell these apart."""
-    given = _settings(options.overrides, _SIMULATE, "simulate")
+    given, overrides = _settings(options.overrides, _SIMULATE, "simulate")
     from eigenexp.scoring import Observer, fitting_gain, read_design, simulate, write_trials
 
     target = Path(options.output)
@@ -34,7 +34,7 @@ def simulate_command(options: argparse.Namespace) -> int:
     trials = _number("trials", given["trials"], whole=True)
     lapses = _number("lapses", given["lapses"])
     observers = []
-    for prediction in _predictions(design, options.stimuli, given["model"]):
+    for prediction in _predictions(design, options.stimuli, given, overrides):
         auto = given["gain"] == "auto"
         gain = fitting_gain(design, prediction) if auto else _number("gain", given["gain"])
         observers.append(Observer(prediction, gain, lapses))
@@ -89,11 +89,11 @@ def _simulated(design: Design, observers: Sequence[Observer], target: Path) -> d
 
 def score_command(options: argparse.Namespace) -> int:
     """Print what a table of trials says of the models, and write its page."""
-    given = _settings(options.overrides, _SCORE, "score")
+    given, overrides = _settings(options.overrides, _SCORE, "score")
     from eigenexp.scoring import read_design, score
 
     design = read_design(options.stimuli)
-    predictions = _predictions(design, options.stimuli, given["model"])
+    predictions = _predictions(design, options.stimuli, given, overrides)
     confidence = _number("confidence", given["confidence"])
     result = score(
         options.trials,
@@ -114,14 +114,64 @@ def score_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _predictions(design: Design, stimuli: str, models: str) -> tuple[Prediction, ...]:
-    """Return what the models named say of the stimuli; all that the manifest knows by default."""
-    names = [name.strip() for name in models.strip("[]").split(",") if name.strip()]
-    return design.of_models(names) if names else design.predictions
+def _predictions(
+    design: Design, stimuli: str, given: Mapping[str, str], overrides: Sequence[str]
+) -> tuple[Prediction, ...]:
+    """Return what the models named say of the stimuli; all that the manifest knows by default.
+
+    A name that the manifest does not know, or any with a noise or model settings of its own, is
+    built as ``eigenexp fit`` does, and asked about the files.
+    """
+    names = _names(given["model"])
+    if not names:
+        if overrides:
+            raise ConfigError(f"model: expected models for {overrides[0]}, got none; name them")
+        return design.predictions
+    known = {one.model.lower(): one for one in design.predictions}
+    found = []
+    for name in names:
+        if not overrides and name.lower() in known:
+            found.append(known[name.lower()])
+            continue
+        if not _can_be_built(name):
+            design.of_models([name])  # says which there are
+        found.append(_look(stimuli, name, known if not overrides else {}, overrides))
+    if len({one.model for one in found}) < len(found):
+        raise ConfigError(f"model: expected each once, got {given['model']}")
+    return tuple(found)
 
 
-def _settings(words: Sequence[str], known: dict[str, str], command: str) -> dict[str, str]:
-    """Return ``key=value`` words over what is usual.
+def _names(models: str) -> list[str]:
+    return [name.strip() for name in models.strip("[]").split(",") if name.strip()]
+
+
+def _can_be_built(name: str) -> bool:
+    from eigenexp.experiments.config import options
+
+    return "." in name or name in options("model")
+
+
+def _look(
+    stimuli: str, name: str, known: Mapping[str, Prediction], overrides: Sequence[str]
+) -> Prediction:
+    from eigenexp.experiments.config import compose_config
+    from eigenexp.experiments.noise import build_noise
+    from eigenexp.experiments.targets import build_model
+    from eigenexp.runs.overview import model_name
+    from eigenexp.scoring import predict
+
+    settings = compose_config([f"model={name}", *overrides])
+    own = known.get(model_name(settings.model).lower())
+    if own is not None:  # the stimuli have it by its class
+        return own
+    model = build_model(settings.model)
+    return predict(stimuli, model, build_noise(settings.noise), name)
+
+
+def _settings(
+    words: Sequence[str], known: dict[str, str], command: str
+) -> tuple[dict[str, str], list[str]]:
+    """Return ``key=value`` words over what is usual, and those of noise and models.
 
     Raises
     ------
@@ -129,15 +179,19 @@ def _settings(words: Sequence[str], known: dict[str, str], command: str) -> dict
         When a word is no setting, or no such setting exists.
     """
     found = dict(known)
+    overrides = []
     for word in words:
         key, equals, value = word.partition("=")
+        if equals and (key == "noise" or key.startswith(("noise.", "model."))):
+            overrides.append(word)
+            continue
         if not equals or key not in known:
             raise ConfigError(
                 f"{command}: expected settings among {', '.join(f'{k}=…' for k in known)}, "
                 f"got {word!r}"
             )
         found[key] = value
-    return found
+    return found, overrides
 
 
 def _number(key: str, text: str, *, whole: bool = False) -> float:

@@ -3,6 +3,7 @@
 from eigenexp.scoring.counts import Counts, Prior
 from eigenexp.scoring.curves import TaskCurve, task_curve
 from eigenexp.scoring.design import Contrast, Design, Prediction, read_design
+from eigenexp.scoring.looking import predict
 from eigenexp.scoring.observers import (
     Observer,
     Separation,
@@ -65,6 +66,7 @@ __all__ = [
     "log_kappa",
     "log_responses",
     "plane_matrix",
+    "predict",
     "predicted_difference",
     "read_design",
     "read_psyphy",
