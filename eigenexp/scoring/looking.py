@@ -52,11 +52,9 @@ def predict(
     InputError
         When the model or its noise does not take a picture.
 
-    Examples
-    --------
-    >>> mine = ee.scoring.predict("stimuli", MyNet(), ee.noise.Poisson(dark=0.1))
-    >>> known = ee.scoring.read_design("stimuli").predictions
-    >>> ee.scoring.score("trials.csv", "stimuli", predictions=[mine, *known])
+    Notes
+    -----
+    With those of the manifest it goes to :func:`~eigenexp.scoring.score` as ``predictions=``.
     """
     place = Path(folder)
     manifest = read_manifest(place)

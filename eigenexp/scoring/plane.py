@@ -159,8 +159,10 @@ def plane_matrix(operator: _Products, distortions: Tensor) -> Array:
 
     Examples
     --------
-    >>> operator = ee.FisherOperator(model, picture)
-    >>> ee.scoring.plane_matrix(operator, spectrum.eigenvectors[[0, -1]])
+    >>> import torch, eigenexp as ee
+    >>> operator = ee.DenseOperator(torch.diag(torch.tensor([9.0, 4.0, 1.0])))
+    >>> ee.scoring.plane_matrix(operator, torch.eye(3)[[0, 2]]).tolist()
+    [[9.0, 0.0], [0.0, 1.0]]
     """
     if len(distortions) != 2:
         raise InputError(f"distortions: expected two axes of a plane, got {len(distortions)}")
