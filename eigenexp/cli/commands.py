@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EigenexpError as error:
         tell_error(error)
         return 1
+    except MemoryError:
+        tell_error(EigenexpError("memory: expected room for it, got none left on this machine"))
+        return 1
     except KeyboardInterrupt:
         print("eigenexp: interrupted", file=sys.stderr)
         return 130

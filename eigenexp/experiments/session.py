@@ -17,11 +17,12 @@ import torch
 from eigenexp.callbacks import GracefulStop
 from eigenexp.checkpoints.files import Checkpoint
 from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
-from eigenexp.errors import CheckpointError, ConfigError
+from eigenexp.errors import CheckpointError, ConfigError, ModelError, summary
 from eigenexp.experiments.building import build_trainer
 from eigenexp.experiments.schema import FitConfig
 from eigenexp.modules.eigendistortion import EigendistortionModule
 from eigenexp.modules.study import StudyModule
+from eigenexp.operators.blocks import out_of_memory
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
 from eigenexp.storage.addresses import userinfo, without_userinfo
 from eigenexp.tracking.mlflow_logger import MLflowLogger
@@ -143,6 +144,14 @@ def fit_to_the_end(
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
             raise
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise ModelError(
+                f"memory: expected room for the solve, got none left ({summary(error)}); go on "
+                "from the last checkpoint with operator.recompute=true, a smaller picture, or on a "
+                "machine with more"
+            ) from error
     if mlflow is not None:
         stop.over(partial(mlflow.limit, stop.patience))
     if stop.exit_code:

@@ -15,7 +15,7 @@ from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
 from eigenexp.checkpoints.provenance import checkpoint_metadata, model_fingerprint
 from eigenexp.eigensolvers import Eigensolver, Progress, make_solver
 from eigenexp.eigensolvers.recasting import recast_solver, state_dtype
-from eigenexp.errors import CheckpointError, InputError
+from eigenexp.errors import CheckpointError, EigenexpError, InputError, summary
 from eigenexp.models.weights import weights_note
 from eigenexp.modules.turns import TurnModule, count_on, operator_settings
 from eigenexp.operators import AverageFisherOperator, FisherOperator
@@ -202,6 +202,19 @@ class SolverModule(TurnModule):
             When the checkpoint holds no solver or one that does not fit the settings.
         """
         saved = _solver_record(checkpoint)
+        try:
+            self._take_up(saved, checkpoint)
+        except EigenexpError:
+            raise
+        except (
+            TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError,
+        ) as error:  # fmt: skip
+            raise CheckpointError(
+                "checkpoint: expected a solver's state, got one with something of a wrong kind in "
+                f"it ({summary(error)}); use an earlier one"
+            ) from error
+
+    def _take_up(self, saved: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
         if self._operator is None:  # no trainer has set it up
             self._prepare(state_dtype(saved["solver"]), self._image.device)
         if "metadata" in saved:
@@ -217,6 +230,7 @@ class SolverModule(TurnModule):
             callbacks.pop("Timer", None)
         count_on(checkpoint)
         self._random_state = dict(saved["rng_state"])
+        torch.Generator().set_state(self._random_state["cpu"])  # raises where it is none
         if saved["route"] != self.operator.route:
             self._operator = self._make_operator(
                 {**self._operator_options, "route": saved["route"]}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eigenexp.operators.route import Route
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "out_of_memory"]
 
 Function = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -86,7 +86,7 @@ class Blocks:
                     chunk = rows(done, done + size)
                     results = call(function, chunk.clone() if chunk.is_inference() else chunk)
             except (RuntimeError, MemoryError) as error:
-                if size == 1 or not _out_of_memory(error):
+                if size == 1 or not out_of_memory(error):
                     raise
                 too_many = max(too_many, size)
                 self.chunk_size = size // 2
@@ -138,6 +138,7 @@ def _no_slow_batches() -> Iterator[None]:
         functorch._set_vmap_fallback_enabled(enabled)
 
 
-def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, here or on a device."""
     exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return exhausted or "can't allocate memory" in str(error)
