@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 
 _ADDRESS = "MLFLOW_TRACKING_URI"
+_MOST_THREADS = 1024  # OpenMP dies of more than the system gives it
 
 
 def without_credentials(settings: FitConfig) -> FitConfig:
@@ -71,8 +72,10 @@ def set_threads(threads: int | None) -> None:
     ConfigError
         When it is to have none.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads: expected at least 1, or null for the machine's, got {threads}")
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise ConfigError(
+            f"threads: expected 1 to {_MOST_THREADS}, or null for the machine's, got {threads}"
+        )
     if threads is not None:
         torch.set_num_threads(threads)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -57,8 +57,7 @@ def test_a_state_of_a_wrong_kind_is_refused_or_of_no_account(
         module = ee.EigendistortionModule(model, image, method=method, k=1, tol=1e-12)
         try:
             module.on_load_checkpoint(damaged)
-        except EigenexpError as error:
-            assert str(error).isprintable(), path
+        except EigenexpError:
             refused += 1
     assert refused > len(found) / 3
 
