@@ -19,7 +19,14 @@ from torch import Tensor
 from eigenexp.analysis.units import thresholds
 from eigenexp.callbacks.analyses import as_csv, write_amplitude, write_card
 from eigenexp.callbacks.convergence_logging import ConvergenceLogging
-from eigenexp.callbacks.sending import send_description, send_files, send_pictures, send_point
+from eigenexp.callbacks.sending import (
+    send_description,
+    send_files,
+    send_origin,
+    send_pictures,
+    send_point,
+    send_result,
+)
 from eigenexp.callbacks.stopping import solver_module
 from eigenexp.errors import CheckpointError
 from eigenexp.modules.eigendistortion import EigendistortionModule
@@ -106,6 +113,9 @@ class ResultFiles(L.Callback):
         """Keep the picture on the first rank and hand it to the loggers."""
         if not trainer.is_global_zero:
             return
+        module = solver_module(pl_module)
+        for logger in trainer.loggers:
+            send_origin(logger, _picture_name(module), module.metadata())
         try:
             self._keep_picture(trainer, pl_module)
         except OSError as error:  # the solve comes first; tried again at its end
@@ -186,12 +196,13 @@ class ResultFiles(L.Callback):
             send_point(logger, metrics, step)
             send_description(logger, text, {"status": row["status"]}, step)
             send_pictures(logger, shown, step)
+            facts = {"method": spectrum.method, "tol": spectrum.tol, "status": row["status"]}
+            send_result(logger, title, {**facts, "artifact": f"results/{SPECTRUM_FILE}"})
 
     def _title(self, module: EigendistortionModule) -> str:
         if self.title is not None:
             return self.title
-        picture = module.picture.name if module.picture is not None else "picture"
-        return f"{type(module.model).__name__} at {picture}"
+        return f"{type(module.model).__name__} at {_picture_name(module)}"
 
     def _folder(self, trainer: L.Trainer) -> Path:
         folder = self.dirpath or Path(trainer.default_root_dir) / "results"
@@ -211,6 +222,10 @@ class ResultFiles(L.Callback):
         if history is not None:
             figures["convergence"] = convergence_figure(history)
         return figures
+
+
+def _picture_name(module: EigendistortionModule) -> str:
+    return module.picture.name if module.picture is not None else "picture"
 
 
 def _history(trainer: L.Trainer) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,10 @@ __all__ = [
     "forget_points_from",
     "send_description",
     "send_files",
+    "send_origin",
     "send_pictures",
     "send_point",
+    "send_result",
     "send_settings",
     "write_directly",
 ]
@@ -31,6 +34,10 @@ NOTE_TAG = "mlflow.note.content"
 TABLE_METRICS = ("lambda_max", "lambda_min", "worst_residual", "pairs_proven", "products")
 """The last values that tables of runs sort by."""
 _SHOWN_SIDE = 256
+_OF_A_PAIR = re.compile(r"(?:eigenvalue|residual|residual_log10)/(-?\d+)")
+# With three curves a pair and 19 of the run a page has 40 charts.
+_SHOWN_PAIRS = range(-3, 4)
+_OF_A_MODEL = ("class", "weights_sha256", "num_parameters")
 
 
 def write_directly(logger: Logger) -> EventFile | None:
@@ -51,12 +58,22 @@ def send_point(logger: Logger, metrics: Mapping[str, float], step: int) -> None:
     """
     writer = None if getattr(logger, "_prefix", "") else _file_writer(logger)
     if writer is None:
-        logger.log_metrics(dict(metrics), step=step)
+        few = hasattr(logger, "shows_few_metrics")
+        logger.log_metrics(_few(metrics) if few else dict(metrics), step=step)
         return
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     values = [Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
     writer.add_summary(Summary(value=values), step)
+
+
+def _few(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leave out what a page of charts has no room for: all pairs but those next to the ends."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not (match := _OF_A_PAIR.fullmatch(name)) or int(match[1]) in _SHOWN_PAIRS
+    }
 
 
 def forget_points_from(logger: Logger, step: int) -> None:
@@ -142,6 +159,37 @@ def send_description(logger: Logger, markdown: str, tags: Mapping[str, str], ste
             logger.experiment.set_tag(logger.run_id, key, value)
     elif hasattr(logger, "log_tags"):
         logger.log_tags(noted)
+
+
+def send_origin(logger: Logger, picture: str, metadata: Mapping[str, Any]) -> None:
+    """Tell a logger that keeps such things which picture and model a run is about.
+
+    Parameters
+    ----------
+    logger
+        Any; one without inputs (all but :class:`~eigenexp.MLflowLogger`) is passed over.
+    picture
+        The picture's name.
+    metadata
+        Of the module: the picture's record and the model's fingerprint.
+    """
+    if not (hasattr(logger, "log_dataset") and hasattr(logger, "log_model_input")):
+        return
+    record, model = metadata.get("picture") or {}, metadata.get("model") or {}
+    if record.get("sha256"):
+        shown = ("shape", "crop", "resize", "channels", "dtype", "value_range")
+        facts = {key: record[key] for key in shown if record.get(key) is not None}
+        where = str(record.get("source") or picture)
+        logger.log_dataset(picture, str(record["sha256"]), where, facts)
+    key = f"{model.get('class')} {model.get('weights_sha256') or model.get('output_sha256')}"
+    told = {name: model[name] for name in _OF_A_MODEL if name in model}
+    logger.log_model_input(str(model.get("class")).rpartition(".")[2], told, key)
+
+
+def send_result(logger: Logger, name: str, facts: Mapping[str, Any]) -> None:
+    """Tell a logger that keeps such things of a run's result, behind the points that rank it."""
+    if hasattr(logger, "log_result"):
+        logger.log_result(name, facts)
 
 
 def send_settings(logger: Logger, settings: Mapping[str, Any]) -> None:

@@ -394,7 +394,8 @@ def _completion(options: argparse.Namespace) -> int:
 def _ui(options: argparse.Namespace) -> int:
     from eigenexp.tracking.dashboards import serve
 
-    return serve(Path(options.root), options.mlflow_port, options.tensorboard_port)
+    tensorboard = None if options.no_tensorboard else options.tensorboard_port
+    return serve(Path(options.root), options.mlflow_port, tensorboard, browse=options.open)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -357,7 +357,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     completion.add_argument("--line", help=argparse.SUPPRESS)
     _add_root(completion)
 
-    ui = command("ui", "open MLflow and TensorBoard on your runs (Ctrl-C ends both)")
+    ui = command("ui", "start MLflow and TensorBoard on your runs (Ctrl-C ends both)")
+    ui.add_argument("--open", action="store_true", help="show them in the web browser")
+    ui.add_argument("--no-tensorboard", action="store_true", help="MLflow alone, which is sooner")
     ui.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT")
     ui.add_argument("--tensorboard-port", type=int, default=6006, metavar="PORT")
     _add_root(ui)

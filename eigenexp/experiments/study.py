@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 
 from eigenexp.callbacks import GracefulStop
 from eigenexp.callbacks.progress_lines import ProgressLines
-from eigenexp.callbacks.sending import send_settings
+from eigenexp.callbacks.sending import send_description, send_settings
 from eigenexp.callbacks.study_progress import StudyLogging, StudyProgressBar
 from eigenexp.distributed.ranks import is_first_rank
 from eigenexp.errors import TrackingError, origin
@@ -34,7 +35,7 @@ from eigenexp.models.weights import weights_note
 from eigenexp.modules.study import StudyModule
 from eigenexp.pictures.sources import left_out
 from eigenexp.runs.folder import OUT_OF_TIME, RunFolder
-from eigenexp.runs.overview import model_name, records_row
+from eigenexp.runs.overview import model_name, records_row, study_description
 from eigenexp.study.folder import StudyFolder
 from eigenexp.tracking.children import ChildRuns
 from eigenexp.tracking.mlflow_logger import MLflowLogger
@@ -192,6 +193,7 @@ def _run(
             facts = {**problem_row(settings), "picture": source, **records_row(records)}
             if mlflow is not None:
                 _hand_over(place, {"stop_reason": reason, "pictures": progress}, mlflow)
+                _describe(title, source, module, records, mlflow)
             if children is not None and not children.close(patience):
                 log.warning("some pictures' child runs are still being made; see children.log")
             try:  # behind the child runs: a study that dies before it has them is gone on with
@@ -241,6 +243,22 @@ def _stop_reason(status: str, exit_code: int, done: int, total: int) -> str:
     if status == "KILLED":
         return "max_time" if exit_code == OUT_OF_TIME else "signal"
     return f"{done} of {total} pictures"
+
+
+def _describe(
+    title: str,
+    source: str,
+    module: StudyModule,
+    records: Mapping[int, Mapping[str, Any]],
+    mlflow: MLflowLogger,
+) -> None:
+    """Tell MLflow which pictures a study is of, and what it came to."""
+    hashes = [str((record.get("picture") or {}).get("sha256")) for record in records.values()]
+    digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    if len(records) == module.num_pictures:  # of some of them alone it would be another
+        mlflow.log_dataset(source, digest, source, {"pictures": len(records)})
+    text = study_description(title, records, module.num_pictures)
+    send_description(mlflow, text, {}, 0)
 
 
 def _hand_over(place: RunFolder, tags: Mapping[str, str], mlflow: MLflowLogger) -> None:

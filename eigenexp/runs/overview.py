@@ -26,6 +26,8 @@ __all__ = [
     "problem_lines",
     "records_row",
     "result_row",
+    "study_description",
+    "sweep_description",
     "worst_status",
 ]
 
@@ -180,6 +182,66 @@ def description(title: str, spectrum: Spectrum) -> str:
             f"| {pair['relative_residual']:.1e} | {pair['error_bound']:.1e} | {pair['status']} |"
         )
     lines += [f"\n*{escape_markdown(note)}*" for note in spectrum.notes[:6]]
+    return "\n".join(lines)
+
+
+def study_description(title: str, records: Mapping[int, Mapping[str, Any]], total: int) -> str:
+    """Return a study as Markdown: how far it is, the largest and smallest of the first pictures.
+
+    Parameters
+    ----------
+    title
+        Names of model and folder; any text, shown as it is.
+    records
+        Of the pictures that are done, by position.
+    total
+        How many there are to be.
+    """
+    solved = [record for record in records.values() if record.get("pairs")]
+    proven = sum(bool(record.get("converged")) for record in solved)
+    lines = [
+        f"**{escape_markdown(title)}**: {len(solved)} of {total} pictures solved, every pair "
+        f"proven at {proven}.",
+        "",
+    ]
+    if solved:
+        lines += ["| picture | largest λ | smallest λ | status |", "|:---|---:|---:|:---|"]
+    for record in solved[:_MOST_PAIRS]:
+        first, last = record["pairs"][0], record["pairs"][-1]
+        cells = [record["name"], first.get("known", ""), last.get("known", ""),
+                 worst_status([str(pair.get("status")) for pair in record["pairs"]])]  # fmt: skip
+        lines.append(f"| {' | '.join(escape_markdown(cell) for cell in cells)} |")
+    if len(solved) > _MOST_PAIRS:
+        lines.append(f"| … {len(solved) - _MOST_PAIRS} more | | | |")
+    failed = [record for record in records.values() if record.get("status") == "failed"]
+    lines += [f"\n*{escape_markdown(record.get('error'))}*" for record in failed[:6]]
+    return "\n".join(lines)
+
+
+def sweep_description(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Return a sweep as Markdown: a line a job, by what it differs in.
+
+    Parameters
+    ----------
+    title
+        Its name; any text, shown as it is.
+    rows
+        Of each job, what tells it from the others, and its line of the table.
+    """
+    lines = [f"**{escape_markdown(title)}**: {len(rows)} jobs.", ""]
+    lines += ["| job | λmax | λmin | residual / λmax | status |", "|:---|---:|---:|---:|:---|"]
+    for name, row in rows[: 2 * _MOST_PAIRS]:
+        residual = row.get("worst_residual")
+        cells = [
+            name,
+            known_end(row, "lambda_max"),
+            known_end(row, "lambda_min"),
+            f"{residual:.1e}" if isinstance(residual, float) else "",
+            row.get("status") or "",
+        ]
+        lines.append(f"| {' | '.join(escape_markdown(cell) for cell in cells)} |")
+    if len(rows) > 2 * _MOST_PAIRS:
+        lines.append(f"| … {len(rows) - 2 * _MOST_PAIRS} more | | | | |")
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from eigenexp.experiments.session import without_credentials
 from eigenexp.experiments.shown import problem_row
 from eigenexp.experiments.summary import NOT_PROVEN
 from eigenexp.runs.folder import open_root
+from eigenexp.runs.overview import sweep_description
 from eigenexp.storage.addresses import without_userinfo
 from eigenexp.storage.processes import STOP_FLAG
 from eigenexp.sweeps.expanding import expand, split_hydra
@@ -308,6 +309,10 @@ class _Parent:
         self._logger.log_metrics(
             {"jobs_finished": finished, "jobs_unfinished": len(jobs) - finished}, step=finished
         )
+        from eigenexp.callbacks.sending import send_description  # Lightning is there by now
+
+        rows = [(job.title, job.facts.get("row") or {}) for job in jobs]
+        send_description(self._logger, sweep_description(f"sweep {folder.sweep_id}", rows), {}, 0)
         for path in (folder.table_path, folder.path / "table.parquet", folder.manifest_path):
             self._logger.log_artifact(path, "sweep")
         self._logger.set_status("KILLED" if stopped else "FAILED" if failed else "FINISHED")

@@ -19,6 +19,7 @@ from typing import Any
 from eigenexp.storage.atomic import write_json_atomic
 from eigenexp.storage.processes import module_arguments, start_module
 from eigenexp.tracking.environment import QUIET_ENVIRONMENT
+from eigenexp.tracking.lineage import Lineage, dataset_record
 from eigenexp.tracking.store import Store
 from eigenexp.tracking.watching import beside_parent, deliver
 
@@ -151,6 +152,11 @@ def _publish(
     params = [Param(key, str(value)[:250]) for key, value in facts.items() if value is not None]
     with contextlib.suppress(Exception):  # parameters of a child found again cannot be set twice
         client.log_batch(child, params=params)
+    known = record.get("picture") or {}
+    if known.get("sha256"):
+        Lineage(store).send(
+            child, dataset_record(record["name"], known["sha256"], record["where"], {})
+        )
     for first in range(0, len(metrics), 900):
         client.log_batch(child, metrics=metrics[first : first + 900])
     for key in ("status", "stop_reason", "error"):

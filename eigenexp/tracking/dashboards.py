@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import webbrowser
 from pathlib import Path
 
 from eigenexp.errors import CheckpointError, TrackingError
@@ -26,20 +27,33 @@ _RENAME_SECONDS = 5.0
 _HOST = "127.0.0.1"
 
 
-def commands(root: Path, mlflow_port: int, tensorboard_port: int) -> dict[str, list[str]]:
-    """Return the command of each dashboard, by name."""
+def commands(root: Path, mlflow_port: int, tensorboard_port: int | None) -> dict[str, list[str]]:
+    """Return the command of each dashboard, by name; ``None`` for no TensorBoard."""
     store = local_store(root)
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", _HOST]
     mlflow += ["--port", str(mlflow_port), "--workers", "1"]
     mlflow += ["--backend-store-uri", store.uri]
     mlflow += ["--default-artifact-root", str(root / "artifacts")]
+    if tensorboard_port is None:
+        return {"MLflow": mlflow}
     tensorboard = [sys.executable, "-m", "tensorboard.main", "--host", _HOST]
     tensorboard += ["--port", str(tensorboard_port), "--logdir", str(_named_logs(root))]
     return {"MLflow": mlflow, "TensorBoard": tensorboard}
 
 
-def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
-    """Run both dashboards until Ctrl-C (0) or SIGTERM (143), printing each address as it answers.
+def serve(
+    root: Path, mlflow_port: int, tensorboard_port: int | None, *, browse: bool = False
+) -> int:
+    """Run the dashboards until Ctrl-C (0) or SIGTERM (143), printing each address as it answers.
+
+    Parameters
+    ----------
+    root
+        Folder of the runs.
+    mlflow_port, tensorboard_port
+        ``None`` for no TensorBoard.
+    browse
+        Show each in the web browser, too.
 
     Raises
     ------
@@ -47,15 +61,19 @@ def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
         When a port is taken or a server ends by itself.
     """
     root = open_root(root)
-    ports = {"MLflow": mlflow_port, "TensorBoard": tensorboard_port}
+    ports = {"MLflow": mlflow_port}
+    if tensorboard_port is not None:
+        ports["TensorBoard"] = tensorboard_port
     for name, port in ports.items():
         if not _is_free(port):
             raise TrackingError(
                 f"{name}: expected port {port} to be free, got one in use; "
                 f"pass --{name.lower()}-port"
             )
-    if importlib.util.find_spec("tensorboard") is None:
-        raise TrackingError("TensorBoard: expected it installed; pip install tensorboard")
+    if "TensorBoard" in ports and importlib.util.find_spec("tensorboard") is None:
+        raise TrackingError(
+            "TensorBoard: expected it installed; pip install tensorboard, or --no-tensorboard"
+        )
     settle(root)  # no page is to say that a dead run goes on
     servers: dict[str, subprocess.Popen[bytes]] = {}
     received: list[int] = []
@@ -76,13 +94,17 @@ def serve(root: Path, mlflow_port: int, tensorboard_port: int) -> int:
         for name, process in servers.items():
             _wait(name, process, ports[name], root)
             page = _runs_page(root) if name == "MLflow" else ""
-            print(f"{name + ':':<13}http://{_HOST}:{ports[name]}{page}", flush=True)
-        print("Ctrl-C ends both", flush=True)
+            address = f"http://{_HOST}:{ports[name]}{page}"
+            print(f"{name + ':':<13}{address}", flush=True)
+            if browse:
+                webbrowser.open(address)
+        print("Ctrl-C ends " + ("both" if len(servers) > 1 else "it"), flush=True)
         looked = time.monotonic()
         while all(process.poll() is None for process in servers.values()):
             time.sleep(0.5)
             if time.monotonic() - looked > _RENAME_SECONDS:
-                _named_logs(root)
+                if "TensorBoard" in servers:
+                    _named_logs(root)
                 settle(root)
                 looked = time.monotonic()
         ended = next(name for name, process in servers.items() if process.poll() is not None)

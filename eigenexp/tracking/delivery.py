@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eigenexp.errors import TrackingError
 from eigenexp.storage.atomic import write_atomic
 from eigenexp.tracking.dead_runs import came_to_nothing, unsent_checkpoint
+from eigenexp.tracking.lineage import CHECKPOINT_PLACE
 from eigenexp.tracking.names import clean_key
 from eigenexp.tracking.params import MAX_PARAM_LENGTH, log_params
 from eigenexp.tracking.records import Record, is_sound
@@ -246,6 +247,8 @@ class Sender(SpoolRun):
                 self.store.client.set_tag(self._run_id, key, value)
         elif kind in ("a", "i"):
             self._queue_upload(record)
+        elif kind in ("d", "l"):
+            self._lineage.send(self._run_id, record)
         elif kind == "status":
             self._set_status(record["v"])
         elif kind == "end":
@@ -318,6 +321,8 @@ class Sender(SpoolRun):
             is_old = record["k"] == "i" and record["s"] <= state.floor.get(image_place(record), -1)
             if not is_old:
                 self._uploads.send(self._run_id, record)
+                if record.get("to") == CHECKPOINT_PLACE:
+                    self._lineage.update_checkpoint(self._run_id)
         except TrackingError as error:  # it will not get better
             self.state.rejected += 1
             self._set_aside(record, one_line(error))

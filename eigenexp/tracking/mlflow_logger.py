@@ -22,6 +22,7 @@ from eigenexp.checkpoints.files import metadata_path
 from eigenexp.distributed.ranks import first_rank_only, is_first_rank
 from eigenexp.errors import TrackingError
 from eigenexp.storage.plain import leaves, plain
+from eigenexp.tracking.lineage import dataset_record, model_record
 from eigenexp.tracking.names import STATUSES, check_experiment_name, check_run_id
 from eigenexp.tracking.outbox import Outbox
 from eigenexp.tracking.records import Record
@@ -72,6 +73,9 @@ class MLflowLogger(Logger):
         When ``root`` cannot be written, or it, ``tracking_uri`` or ``experiment_name`` cannot be
         used.
     """
+
+    shows_few_metrics = True
+    """Of many pairs the curves of those next to the ends come; ``convergence.csv`` has them all."""
 
     def __init__(
         self,
@@ -258,6 +262,33 @@ class MLflowLogger(Logger):
         if metadata_path(source).is_file():
             files.append((metadata_path(source), "metadata.json"))
         self._send_files(files, artifact_path, slot=artifact_path)
+
+    @first_rank_only
+    def log_dataset(
+        self, name: str, digest: str, source: str, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Tell that the run reads a picture, or a folder of them: a dataset input of MLflow's.
+
+        Parameters
+        ----------
+        name, digest
+            What tells it from others; a hash.
+        source
+            Where it was read.
+        facts
+            Plain values, shown as its profile.
+        """
+        self._send(dataset_record(name, digest, source, plain(dict(facts or {}))))
+
+    @first_rank_only
+    def log_model_input(self, name: str, facts: Mapping[str, Any], key: str) -> None:
+        """Tell which model the run tests; the same ``key`` is the same model in other runs."""
+        self._send(model_record("input", name, plain(dict(facts)), key))
+
+    @first_rank_only
+    def log_result(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Tell of the run's result, which is ranked among others by the run's metrics."""
+        self._send(model_record("result", name, plain(dict(facts))))
 
     @first_rank_only
     def save(self) -> None:

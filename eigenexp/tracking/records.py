@@ -43,6 +43,8 @@ def is_sound(record: Record) -> bool:
         return False
     if any(not -_LARGEST <= record[key] <= _LARGEST for key in ("s", "t") if key in kinds):
         return False
+    if record["k"] == "d":
+        return all(isinstance(record["v"].get(name), str) for name in _DATASET)
     if record["k"] == "status":
         return record["v"] in STATUSES
     numbers = record["v"].values() if record["k"] == "m" else ()
@@ -53,6 +55,7 @@ def is_sound(record: Record) -> bool:
 
 
 _FILES = {"files": list}
+_DATASET = ("name", "digest", "source", "context", "profile")
 _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "session": {"pid": int, "host": str, "resume": bool},
     "m": {"t": int, "s": int, "v": dict},
@@ -60,6 +63,8 @@ _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "t": {"v": dict},
     "a": {**_FILES, "to": str, "slot": (str, type(None))},
     "i": {**_FILES, "key": str, "t": int, "s": int},
+    "d": {"v": dict},
+    "l": {"role": str, "name": str, "key": str, "v": dict},
     "status": {"v": str},
     "end": {},
 }

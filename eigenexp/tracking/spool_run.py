@@ -8,6 +8,7 @@ from typing import Any
 from eigenexp.errors import RunNotFoundError, TrackingError
 from eigenexp.storage.atomic import remove_orphans
 from eigenexp.tracking.lease import Lease
+from eigenexp.tracking.lineage import Lineage
 from eigenexp.tracking.names import check_run_id
 from eigenexp.tracking.spool import Spool, SpoolState
 from eigenexp.tracking.store import LOCAL_ID_TAG, WRITER_TAG, Store
@@ -43,6 +44,7 @@ class SpoolRun:
         self.state = spool.read_state()
         self._uploads = Uploads(spool, self.store)
         self._lease = Lease(self.store, self.meta["local_id"])
+        self._lineage = Lineage(self.store)
         self._connected = False
         self._taken_over = False
 

@@ -8,6 +8,8 @@ import lightning as L
 import pytest
 
 from eigenexp.cli import main
+from eigenexp.errors import ConfigError
+from eigenexp.experiments.session import set_threads
 from eigenexp.runs.folder import list_runs
 from tests.processes import SMALL
 
@@ -43,3 +45,9 @@ def test_memory_that_runs_out_is_one_line(
     wanted = "MemoryError" if way == "python" else "RuntimeError"
     assert record["stop_reason"] == f"failed: {wanted}"
     assert any(run.checkpoints.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 100_000])
+def test_more_threads_than_a_system_gives_are_refused(threads: int) -> None:
+    with pytest.raises(ConfigError, match=f"threads: expected 1 to .*got {threads}"):
+        set_threads(threads)

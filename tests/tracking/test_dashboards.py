@@ -104,3 +104,37 @@ def test_both_answer_and_a_signal_stops_both(
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.slow
+def test_mlflow_alone_is_shown_in_the_browser(tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/shown\n')
+    browser.chmod(0o755)
+    port = free_port()
+    command = [sys.executable, "-m", "eigenexp.cli", "ui", "--root", str(tmp_path / "mlruns")]
+    process = subprocess.Popen(
+        [*command, "--no-tensorboard", "--open", "--mlflow-port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "BROWSER": f"{browser} %s"},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert lines[0].split() == ["MLflow:", f"http://127.0.0.1:{port}"]
+        assert lines[1] == "Ctrl-C ends it\n"
+        end = time.monotonic() + 20
+        while not (tmp_path / "shown").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert (tmp_path / "shown").read_text().strip() == f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
