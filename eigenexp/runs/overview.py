@@ -228,7 +228,8 @@ def sweep_description(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]])
     rows
         Of each job, what tells it from the others, and its line of the table.
     """
-    lines = [f"**{escape_markdown(title)}**: {len(rows)} jobs.", ""]
+    jobs = "1 job" if len(rows) == 1 else f"{len(rows)} jobs"
+    lines = [f"**{escape_markdown(title)}**: {jobs}.", ""]
     lines += ["| job | λmax | λmin | residual / λmax | status |", "|:---|---:|---:|---:|:---|"]
     for name, row in rows[: 2 * _MOST_PAIRS]:
         residual = row.get("worst_residual")

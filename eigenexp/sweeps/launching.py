@@ -161,7 +161,12 @@ def _retry(
         say(f"still running in another process, left alone: {_count(alive)} ({numbers})")
     if not todo:
         say(f"sweep {folder.sweep_id}: nothing to run again")
-        return _finish(folder, jobs, say, in_flight=bool(alive))
+        # A process that died behind its last job has left the sweep's own run open.
+        owed = None if alive or manifest.get("parent_ended") is not False else _Parent(folder)
+        code = _finish(folder, jobs, say, in_flight=bool(alive))
+        if owed is not None:
+            owed.close(folder, stopped=False, failed=code not in (0, NOT_PROVEN))
+        return code
     launch = Launch(launcher, chosen, str(folder.path))
     say(f"sweep {folder.sweep_id}: {_count(todo)} of {len(jobs)} by {launcher}")
     return _run(folder, launch, todo, say)
@@ -298,7 +303,7 @@ class _Parent:
         )
         self.run_id = self._logger.version
         quiet()
-        folder.update(parent_run_id=self.run_id)
+        folder.update(parent_run_id=self.run_id, parent_ended=False)
 
     def close(self, folder: SweepFolder, *, stopped: bool, failed: bool) -> None:
         """Keep the table and the numbers of jobs in the run, and end it."""
@@ -316,6 +321,7 @@ class _Parent:
         for path in (folder.table_path, folder.path / "table.parquet", folder.manifest_path):
             self._logger.log_artifact(path, "sweep")
         self._logger.set_status("KILLED" if stopped else "FAILED" if failed else "FINISHED")
+        folder.update(parent_ended=True)  # what is left is in its spool
         self._logger.close()
 
 

@@ -17,10 +17,11 @@ import pytest
 from eigenexp.experiments.config import compose_config
 from eigenexp.runs.folder import list_runs
 from eigenexp.spectrum import Spectrum
-from eigenexp.sweeps import SweepFolder, list_sweeps
+from eigenexp.sweeps import SweepFolder, list_sweeps, retry
 from eigenexp.sweeps.job import SweepJob
 from eigenexp.sweeps.launchers import job_gpus
 from eigenexp.sweeps.resources import num_processes, visible_gpus
+from eigenexp.tracking import local_store
 from tests.processes import run, start
 
 SMALL = ["model=ln", "image.crop=[120,220,16,16]", "logger=none", "threads=1"]
@@ -217,3 +218,25 @@ def test_the_tasks_of_a_slurm_job_take_part_in_one_run(tmp_path: Path) -> None:
     (found,) = list_runs(tmp_path / "mlruns")
     assert found.run_id == job.facts["run_id"]
     assert Spectrum.load(found.results / "spectrum.safetensors").converged.all()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_died_behind_its_last_job_ends_its_own_run(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = local_store(in_tmp / "mlruns")
+    parent = store.create_run("eigenexp", "sweep s")
+    store.delete_empty(parent)  # as who sends for a dead process does where nothing came of a run
+    folder = SweepFolder(store.root, "s")
+    folder.create([["threads=1"]], rows=[{}], logger={"mlflow": True, "tracking_uri": None})
+    folder.update(parent_run_id=parent, parent_ended=False)
+    row = {"status": "converged", "products": 3, "seconds": 1.0}
+    folder.write_job(0, "finished", row=row)
+    assert retry("s", root=store.root, say=lambda _: None) == 0
+    run = store.client.get_run(parent)
+    assert run.info.lifecycle_stage == "active"
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["jobs_finished"] == 1
+    assert "1 job" in run.data.tags["mlflow.note.content"]
+    assert folder.manifest()["parent_ended"]
