@@ -58,6 +58,8 @@ class Eigensolver(abc.ABC):
         ``None``. Need not be orthogonal.
     product_eps
         Relative rounding of the products where it is worse than ``dtype``'s (a bf16 network).
+    work
+        Multiplications of one product, where they are counted.
     embedding
         B, where vectors are coordinates of changes e = B z of a picture; :meth:`result` returns e.
     strict_verification
@@ -81,6 +83,7 @@ class Eigensolver(abc.ABC):
         device: torch.device | str = "cpu",
         start: Tensor | None = None,
         product_eps: float = 0.0,
+        work: int | None = None,
         embedding: Coordinates | None = None,
         miss_chance: float | None = MISS_CHANCE,
         relative_tol: float | None = None,
@@ -119,7 +122,7 @@ class Eigensolver(abc.ABC):
                 raise InputError(f"start: expected shape ({n}, s), got {tuple(start.shape)}")
             start = start.detach().to(dtype=dtype, device=self.device, copy=True)
         self.start = start
-        self.embedding = embedding
+        self.embedding, self.work = embedding, work
         # Why this method was taken, where ``auto`` chose it.
         self.choice: str | None = None
         self._generator = torch.Generator(device="cpu").manual_seed(seed)

@@ -24,7 +24,7 @@ from eigenexp.eigensolvers.certificates.stage import BASIS_BYTES
 from eigenexp.eigensolvers.davidson_state import DavidsonState
 from eigenexp.eigensolvers.embedded import Embedded, is_embedded
 from eigenexp.eigensolvers.modulated_convolution import fit_surrogate
-from eigenexp.eigensolvers.strided_frame import StridedFrame
+from eigenexp.eigensolvers.strided_frame import StridedFrame, fit_budget
 from eigenexp.eigensolvers.surrogates import (
     MORE,
     choose,
@@ -49,8 +49,6 @@ CLOSE = 0.015
 """Misfit below which the correction equation is solved with A − θ instead of A."""
 USABLE = 0.05
 """Misfit below which the bottom eigenvectors of A are worth a product each."""
-FRAME_REFITS = (12, 24, 36, 48, 72, 96)
-"""Vectors beyond the random ones at which a strided frame is estimated again."""
 LONG_BASIS = 320
 """Default of ``basis_size`` where no modulated convolution fits."""
 INNER = 4
@@ -247,9 +245,12 @@ class Davidson(CertifiedSolver):
         random = [i for i in range(first, space.size) if i not in guessed]
         v, w = space.basis[:, random], space.products[:, random]
         column = space.products @ space.basis[pixel]
-        state.surrogate = choose(v, w, shape, column, pixel, space.scale)
+        budget = fit_budget(self.work)
+        state.surrogate = choose(v, w, shape, column, pixel, space.scale, budget)
         state.inner = 1
-        state.refits = [space.size + later for later in FRAME_REFITS]
+        if isinstance(state.surrogate, StridedFrame):
+            every = state.surrogate.refit_interval(self.work)
+            state.refits = list(range(space.size + every, LONG_BASIS, every))
         self._enlarge()
 
     def _enlarge(self) -> None:

@@ -25,25 +25,31 @@ from torch import Tensor
 from eigenexp.eigensolvers.corrections import dominant, olsen
 from eigenexp.eigensolvers.windows import Geometry, Windows, fit_windows
 
-__all__ = ["StridedFrame", "finish_frame", "fit_frame", "reach"]
+__all__ = ["StridedFrame", "finish_frame", "fit_budget", "fit_frame", "reach"]
 
-KINDS = ((2, 8), (4, 16), (1, 4))
+KINDS = ((2, 8), (4, 32), (1, 4))
 """Stride and kernels that are tried, in this order."""
 SETTLED = 0.2
 """Misfit of held-out pairs below which no further kind is tried."""
 HELD_OUT = 2
 """Pairs that judge a kind; they are fitted too once it is chosen."""
-TRIAL, SHARED, OWN, AGAIN = (6, 10), (12, 16), (5, 12), (2, 12)
+TRIAL, SHARED, OWN, AGAIN = (6, 10), (15, 40), (4, 25), (3, 25)
 """Steps of Gauss-Newton, and of conjugate gradients in each, for a trial, for K and g of the kind
 chosen, for E, and to improve an estimate."""
 WEIGHT = 3.0
 """Of a vector from the search, over a random one: the bottom is what A is for."""
-LATEST = 24
+REFIT = 12
+"""Products between two such improvements, at the least."""
+LATEST = 48
 """Vectors from the search, the last ones, that an estimate is improved with."""
 SHIFT = 1e-5
 """Added to A, over λmax: below it A tells nothing."""
-FIT_WORK, FACTOR_WORK = 5e10, 1e10
+FIT_WORK, FACTOR_WORK = 1e11, 1e10
 """Multiplications that a fit and a factorisation may take; nothing is begun beyond."""
+SAVED, CALLED, FASTER = 100, 1e7, 4
+"""Products that a frame is taken to save: its fit may cost as much, and its refits a quarter of
+what products do. A product costs this many multiplications at least, as operations must be called;
+those of a fit, in a few large products of matrices, are this much faster."""
 SEEN = 1e-3
 """Size of an entry of F e, over the largest, that counts as reached."""
 HOPELESS = 0.5
@@ -154,6 +160,14 @@ class StridedFrame:
         )
         return replace(self, windows=windows)
 
+    def refit_interval(self, work: int | None) -> int:
+        """Return after how many products :meth:`refit` is worth its cost."""
+        if work is None:
+            return REFIT
+        kernels = len(self.windows.kernels)
+        cost = _fit_work(self.geometry, kernels, self.known + LATEST, AGAIN) / _fit_worth(work)
+        return max(REFIT, math.ceil(4 * cost))
+
     @property
     def note(self) -> str:
         """What it is, for a spectrum's notes."""
@@ -212,7 +226,12 @@ def reach(column: Tensor, pixel: int, shape: tuple[int, int, int]) -> int:
 
 
 def fit_frame(
-    vectors: Tensor, products: Tensor, shape: tuple[int, int, int], width: int, scale: float
+    vectors: Tensor,
+    products: Tensor,
+    shape: tuple[int, int, int],
+    width: int,
+    scale: float,
+    budget: float = FIT_WORK,
 ) -> StridedFrame | None:
     """Estimate A from pairs of random vectors.
 
@@ -226,6 +245,8 @@ def fit_frame(
         Pixels that a window must hold along its side.
     scale
         λmax, roughly.
+    budget
+        Multiplications that the fit may take.
 
     Returns
     -------
@@ -240,7 +261,7 @@ def fit_frame(
     for stride, kernels in KINDS:
         # How far one pixel reaches depends on where it lies within a stride: half of one more.
         geometry = Geometry(shape, stride, stride * -(-(width + stride // 2) // stride))
-        if not _affordable(geometry, kernels, v.shape[1]):
+        if not _affordable(geometry, kernels, v.shape[1], budget):
             continue
         start = _first(geometry, kernels, v[:, :kept], w[:, :kept])
         outer, inner = TRIAL
@@ -289,9 +310,30 @@ def _first(geometry: Geometry, kernels: int, vectors: Tensor, products: Tensor) 
     return replace(windows, kernels=k * float(products.norm() / image.norm()) ** 0.5)
 
 
-def _affordable(geometry: Geometry, kernels: int, pairs: int) -> bool:
-    """Whether fit and factorisation stay within their work; n alone decides, not the clock."""
-    steps = sum(outer * inner for outer, inner in (TRIAL, SHARED, OWN))
-    fit = 6.0 * steps * geometry.windows * geometry.pixels * kernels * pairs
+def fit_budget(work: int | None) -> float:
+    """Return the multiplications that a fit may take, given those of a product where known.
+
+    Counts decide, not the clock, so that a run can be repeated.
+    """
+    return FIT_WORK if work is None else min(FIT_WORK, SAVED * _fit_worth(work))
+
+
+def _fit_worth(work: int) -> float:
+    """Return the multiplications of a fit that take as long as one product, to a factor of √2.
+
+    A batch counts a little otherwise than its pictures one by one, and must decide alike.
+    """
+    return FASTER * 2.0 ** round(math.log2(max(work, CALLED)))
+
+
+def _fit_work(geometry: Geometry, kernels: int, pairs: int, *stages: tuple[int, int]) -> float:
+    """Return the multiplications of stages of a fit."""
+    steps = sum(outer * inner for outer, inner in stages)
+    return 6.0 * steps * geometry.windows * geometry.pixels * kernels * pairs
+
+
+def _affordable(geometry: Geometry, kernels: int, pairs: int, budget: float) -> bool:
+    """Whether fit and factorisation stay within their work."""
+    fit = _fit_work(geometry, kernels, pairs, TRIAL, SHARED, OWN)
     factor = math.prod(geometry.shape) * float(geometry.half_bandwidth) ** 2
-    return geometry.width <= LARGEST and fit <= FIT_WORK and factor <= FACTOR_WORK
+    return geometry.width <= LARGEST and fit <= budget and factor <= min(FACTOR_WORK, budget)

@@ -85,6 +85,7 @@ def choose(
     column: Tensor,
     pixel: int,
     scale: float,
+    budget: float,
 ) -> StridedFrame | RowNorms | None:
     """Choose where the modulated convolution does not fit.
 
@@ -98,6 +99,8 @@ def choose(
         F e, ``(n,)``, of the e with a 1 at ``pixel``: it tells how large a window must be.
     scale
         λmax, roughly.
+    budget
+        Multiplications that a fit may take.
 
     Returns
     -------
@@ -105,7 +108,7 @@ def choose(
         None where nothing explains the products.
     """
     width = reach(column, pixel, shape) + 1
-    frame = fit_frame(vectors, products, shape, width, scale)
+    frame = fit_frame(vectors, products, shape, width, scale, budget)
     if frame is not None and frame.misfit < FRAME_FITS:
         return finish_frame(frame, vectors, products)
     rows = fit_rows(vectors, products, scale)

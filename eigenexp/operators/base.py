@@ -249,6 +249,11 @@ class Fisher(_Operator):
         return torch.finfo(self.dtype).eps
 
     @property
+    def work(self) -> int | None:
+        """Multiplications of one product, counted; None where they are not known."""
+        return None
+
+    @property
     def noise(self) -> Noise:
         """How the response varies: for F = JᵀJ, independent Gaussian noise of std 1."""
         return Gaussian()
@@ -273,6 +278,7 @@ class Fisher(_Operator):
             device=self.device,
             start=self.start,
             product_eps=self.product_eps,
+            work=self.work,
             noise=str(self.noise),
             perturbations=str(self.perturbations),
             embedding=self.coordinates,

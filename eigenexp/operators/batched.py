@@ -211,6 +211,10 @@ class BatchedFisherOperator:
             return self._apart[place].product_eps
         return self._stack._product_eps()[place]
 
+    def work_at(self, place: int) -> int:
+        """Return the multiplications of one product at one picture, counted."""
+        return self._apart[place].work if self._stack is None else self._stack.work
+
     def apply(
         self, blocks: Mapping[int, Tensor], request: Request = "fisher"
     ) -> dict[int, tuple[Tensor, Tensor | None]]:
@@ -257,6 +261,7 @@ class _AtPicture:
             device=batch.device,
             start=start if start.shape[1] else None,
             product_eps=batch.product_eps_at(place),
+            work=batch.work_at(place),
             noise=str(batch.noise),
             perturbations=str(batch.perturbations),
             embedding=embedding,

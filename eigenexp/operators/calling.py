@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from eigenexp.errors import EigenexpError, ImageError, InputTypeError, ModelError, summary
 from eigenexp.operators.responses import flatten_response
+from eigenexp.operators.work import MultiplicationCounter
 
 __all__ = [
     "Linearization",
@@ -206,11 +207,16 @@ def _check_initialized(module: torch.nn.Module) -> None:
 
 
 class Linearization:
-    """One forward pass with its autograd graph kept: the response, and Jᵀ·u from it."""
+    """One forward pass with its autograd graph kept: the response, and Jᵀ·u from it.
+
+    ``work`` counts the multiplications of the pass.
+    """
 
     def __init__(self, model: Model, image: Tensor) -> None:
         self.image = image.clone().requires_grad_()
-        self.output = respond(model, self.image)
+        with MultiplicationCounter() as counter:
+            self.output = respond(model, self.image)
+        self.work = counter.count
         self.response = self.output.detach().clone()
 
     def pull(self, cotangent: Tensor, *, create_graph: bool = False) -> Tensor:

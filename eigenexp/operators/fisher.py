@@ -146,6 +146,11 @@ class FisherOperator(Fisher):
         return self.jacobian.product_eps
 
     @property
+    def work(self) -> int:
+        """Multiplications of one product, counted; see :attr:`JacobianOperator.work`."""
+        return self.jacobian.work
+
+    @property
     def start(self) -> Tensor | None:
         """``(n, s)``: the picture and the constant image, flattened.
 

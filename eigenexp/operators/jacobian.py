@@ -218,6 +218,11 @@ class JacobianOperator(Jacobian):
         return self._route.repeatable
 
     @property
+    def work(self) -> int:
+        """Multiplications of one product of F, counted: J v and Jᵀ u as three forward passes."""
+        return 3 * self._route.work // self._pictures_held
+
+    @property
     def product_eps(self) -> float:
         """Relative rounding of a product, as ``torch.finfo(dtype).eps`` is of one operation.
 

@@ -42,6 +42,9 @@ class Problem:
     product_eps
         Relative rounding of a product: ``torch.finfo(dtype).eps`` or, where the model computes in
         a lower precision, more. No residual below a few times ``product_eps`` · λmax says anything.
+    work
+        Multiplications of one product, counted; None where they are not known. A solver begins
+        nothing that costs more than the products it may save.
     noise
         The noise model that F is of, in words: ``"gaussian(std=1.0)"`` for F = JᵀJ.
     perturbations
@@ -56,6 +59,7 @@ class Problem:
     device: torch.device
     start: Tensor | None
     product_eps: float
+    work: int | None
     noise: str
     perturbations: str
     embedding: Coordinates | None
@@ -73,6 +77,7 @@ class Problem:
             device=torch.device("cpu"),
             start=None,
             product_eps=torch.finfo(dtype).eps if dtype.is_floating_point else 0.0,
+            work=None,
             noise=str(Gaussian()),
             perturbations=str(Everything()),
             embedding=None,
@@ -101,6 +106,7 @@ class Problem:
             "device": self.device,
             "start": self.start,
             "product_eps": self.product_eps,
+            "work": self.work,
             "embedding": self.embedding,
         }
 

@@ -43,6 +43,8 @@ class Route:
         Whether the same product, computed twice, was the same bit for bit.
     coarse
         The model's own step in a lower precision than the picture's that its products show.
+    work
+        Multiplications of one forward pass, counted.
     references
         ``push`` and ``pull`` by autograd, for a tape to be checked against.
     """
@@ -58,6 +60,7 @@ class Route:
     taped: bool = False
     repeatable: bool = True
     coarse: CoarseStep | None = None
+    work: int = 0
     references: tuple[Product | None, Product | None] = field(default=(None, None), repr=False)
 
 

@@ -103,7 +103,7 @@ def choose_route(
                     warnings.warn(_UNREPEATABLE, stacklevel=4)
                 if checks.coarse is not None:
                     warnings.warn(_coarse_message(checks.coarse, image.dtype), stacklevel=4)
-                route = replace(route, repeatable=repeatable, coarse=checks.coarse)
+                route = replace(route, repeatable=repeatable, coarse=checks.coarse, work=lin.work)
                 # The references hold the autograd graphs, which a tape no longer needs.
                 return replace(route, references=(None, None)), spent
     reasons = dict.fromkeys(failures.values())

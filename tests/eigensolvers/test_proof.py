@@ -149,6 +149,41 @@ def test_what_is_missed_is_as_rare_as_is_said_though_both_ends_use_the_whole_cha
     assert missed <= runs * 0.5
 
 
+@pytest.mark.parametrize(("which", "share"), [("both", 1 / 2), ("top", 1.0)])
+def test_edges_that_the_witness_chose_share_the_chance_of_both_ends(
+    which: str, share: float
+) -> None:
+    """All proved edges are looked at anew: the trace beyond each is as small as was allowed."""
+    n, chance, nearest = 60, 1e-2, 0.0
+    values = torch.cat([torch.tensor([2.0, 1.9]), torch.linspace(1.5, 0.5, n - 4)])
+    values = torch.cat([values, torch.tensor([0.1, 0.05])]).double()
+    for seed in range(12):
+        operator = prescribed(values, seed)
+        ways = {"k": 1, "which": which, "tol": 1e-3, "miss_chance": chance, "seed": seed}
+        solver = make_solver(operator, "lanczos", **ways)
+        while not solver.done:
+            solver.tell(*multiply(operator, solver.request, solver.ask()))
+        state, like = solver.state_dict()["state"], torch.zeros(0, dtype=torch.float64)
+        space = SearchSpace(
+            n, n, dtype=torch.float64, device=torch.device("cpu"), eps=1e-16, floor=1e-14
+        )
+        space.restore(state["space"], like)
+        frozen = Frozen()
+        frozen.restore(state["certificate"]["frozen"], like)
+        view = frozen.view(space)
+        assert view is not None
+        limit = trace_limit(share * chance / 2 ** state["certificate"]["attempts"], n)
+        for end, edge in state["certificate"]["edges"].items():
+            beyond = edge - frozen.values[0] if end == "top" else frozen.values[-1] - edge
+            if float(beyond) >= 0.99e-3 * float(values[0]):
+                continue  # no nearer than the tolerance asks for: each end has the whole chance
+            bound = largest_trace(view.evidence, end, edge, 2.0, limit).bound
+            assert bound <= limit * (1 + 1e-9)
+            nearest = max(nearest, bound / limit)
+    # As near as allowed: with half of it, it would not have passed.
+    assert nearest > 0.6
+
+
 def test_a_second_witness_proves_what_rounding_hides_from_the_first() -> None:
     """Float32 at a small chance; saved while the second is followed, it ends with the same bits."""
     picture = ee.load_picture("camera", crop=[120, 220, 32, 32]).tensor

@@ -225,6 +225,22 @@ def test_the_choice_falls_on_what_fits(model: Callable[[], nn.Module], note: str
     )
 
 
+@pytest.mark.parametrize(("work", "begun"), [(None, True), (10**3, False), (10**10, True)])
+def test_a_fit_is_begun_only_where_products_cost_as_much(work: int | None, begun: bool) -> None:
+    operator = ee.FisherOperator(network(*SMOOTH).eval(), picture(24))
+    told = replace(operator.problem, work=work)
+    solver = make_solver(told, "davidson", k=2, which="bottom", tol=1e-8)
+    while not solver.done and solver.num_products < 20:
+        solver.tell(*operator.apply(solver.ask()))
+    assert any("strided frame" in note for note in solver.result().notes) is begun
+
+
+def test_refits_are_as_rare_as_products_are_cheap() -> None:
+    made = frame((1, 32, 32), 4, 12, 0.3)
+    often, rarely = (made.refit_interval(work) for work in (10**12, 10**6))
+    assert made.refit_interval(None) == often < rarely
+
+
 @pytest.mark.parametrize("cut", [16, 40])
 def test_a_cut_solve_of_a_strided_network_ends_in_the_same_bits(cut: int) -> None:
     operator = ee.FisherOperator(network(*SMOOTH).eval(), picture(16))
