@@ -227,7 +227,7 @@ def test_the_choice_falls_on_what_fits(model: Callable[[], nn.Module], note: str
 
 @pytest.mark.parametrize(("work", "begun"), [(None, True), (10**3, False), (10**10, True)])
 def test_a_fit_is_begun_only_where_products_cost_as_much(work: int | None, begun: bool) -> None:
-    operator = ee.FisherOperator(network(*SMOOTH).eval(), picture(24))
+    operator = ee.FisherOperator(network(*SMOOTH).eval(), picture(32))
     told = replace(operator.problem, work=work)
     solver = make_solver(told, "davidson", k=2, which="bottom", tol=1e-8)
     while not solver.done and solver.num_products < 20:
