@@ -52,6 +52,7 @@ from eigenexp.tracking.records import session_record
 from eigenexp.tracking.spool import Spool
 from tests.attacks import Payload, bomb, peak_memory
 from tests.report.conftest import make_spectrum
+from tests.stimuli.test_manifest import manifest as make_manifest
 
 MOST_MEMORY = 500.0  # MB beyond what a process holds that has imported everything
 MOST_SECONDS = 20.0
@@ -277,6 +278,11 @@ READERS["resume of run.json"] = Reader(
     lambda here: _drop(_run(here), "last.ckpt").record_path,
     _resumed,
     "json",
+)
+
+
+READERS["manifest of stimuli"] = Reader(
+    lambda here: ee.stimuli.write_manifest(make_manifest(), here), ee.stimuli.read_manifest, "json"
 )
 
 

@@ -130,7 +130,7 @@ radius spoils is told and left out.
 settings (key=value):
   levels=0.25,0.5,1,2,4   d′ to be reached;  span=LOW,HIGH,COUNT: spread within the radii;
                           amplitudes=0.1,0.2: in the picture's units
-  pairs=all               top, bottom, or places: pairs=0,-1;  signs=+ (also - and both)
+  pairs=all               top, bottom, none, or places: pairs=0,-1;  signs=+ (also - and both)
   controls=0              random directions of unit norm beside them
   gain=1                  d′ is this many times the model's own
   task=2afc               also mafc (alternatives=3) and oddity: for the share of correct answers

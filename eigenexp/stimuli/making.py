@@ -104,8 +104,10 @@ def make(
 
     Examples
     --------
-    >>> source = ee.stimuli.Source(spectrum, picture, model, noise=ee.noise.Gaussian(0.01))
-    >>> made = ee.stimuli.make(source, "stimuli", levels=[0.5, 1, 2], format=["jspsych"])
+    >>> source = ee.stimuli.Source(spectrum, picture, model)
+    >>> made = ee.stimuli.make(source, "stimuli", levels=[1, 2], gain=2, format=["jspsych"])
+    >>> [one.level for one in made.manifest.stimuli], made.packages["jspsych"].name
+    ([1.0, 2.0], 'experiment.html')
     """
     if settings is None:
         settings = Settings(**options)
@@ -169,6 +171,7 @@ def _key(sources: Sequence[Source], observers: Sequence[Observer], settings: Set
             "observer": list(observer.key),
             "perturbations": str(source.perturbations),
             "pairs": tensor_sha256(source.spectrum.eigenvectors),
+            "directions": [tensor_sha256(one) for one in source.directions],
             "values": tensor_sha256(source.spectrum.eigenvalues),
             "status": [status.value for status in source.spectrum.status],
         }
@@ -191,7 +194,7 @@ class _Export:
         left_out: list[LeftOut],
     ) -> None:
         self.folder, self.settings, self.journal = folder, settings, journal
-        self.left_out = left_out
+        self.left_out, self._sources = left_out, sources
         self.num_written = self.num_kept = 0
         self.display = _display(sources, settings)
         self._light = Light(self.display)
@@ -243,9 +246,9 @@ class _Export:
         if key not in self._benches:
             shape = picture.tensor.shape
             observers = {
-                self._observers[id(one.source)].key: self._observers[id(one.source)]
-                for one in self._wanted
-                if one.source.picture.tensor.shape == shape
+                self._observers[id(source)].key: self._observers[id(source)]
+                for source in self._sources
+                if source.picture.tensor.shape == shape
             }
             taken = [bench.reference.id for bench in self._benches.values()]
             bench = Bench(

@@ -40,7 +40,7 @@ class Settings:
         Instead: α themselves, in the picture's units; for distortions that a model is blind to.
     pairs
         ``("all",)``; or of ``"top"``, ``"bottom"`` and places in the whole spectrum (``"0"``,
-        ``"-1"``).
+        ``"-1"``); or ``("none",)``, where directions or controls alone are wanted.
     signs
         ``"+"``: x + αe; ``"-"``: x − αe; ``"both"``. The sign of e is the canonical one.
     controls
@@ -120,9 +120,11 @@ class Settings:
             _among("allow", word, FLAGS)
         for word in self.format:
             _among("format", word, FORMATS)
+        if "none" in self.pairs and len(self.pairs) > 1:
+            raise InputError("pairs: expected none alone, got more beside it")
         for word in self.pairs:
-            if word not in ("all", "top", "bottom") and not _is_whole(word):
-                raise InputError(f"pairs: expected all, top, bottom or places, got {word!r}")
+            if word not in ("all", "none", "top", "bottom") and not _is_whole(word):
+                raise InputError(f"pairs: expected all, none, top, bottom or places, got {word!r}")
         if self.bits not in (8, 16):
             raise InputError(f"bits: expected 8 or 16, got {self.bits}")
         if self.bits == 16 and "jspsych" in self.format:

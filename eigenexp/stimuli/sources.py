@@ -47,6 +47,10 @@ class Source:
         Short name of the model, for files and tables; by default its class.
     run_id
         Of the tracked run, if there is one.
+    directions
+        More distortions of this picture, each of its shape and of any length but 0: principal
+        distortions of several models, say. Stimuli of them have the d′ asked for under ``model``;
+        the models of other sources at the same picture predict them too.
     """
 
     spectrum: Spectrum
@@ -56,8 +60,18 @@ class Source:
     perturbations: Perturbations = field(default_factory=Everything)
     name: str = ""
     run_id: str = ""
+    directions: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
+        for number, direction in enumerate(self.directions):
+            length = float(torch.linalg.vector_norm(direction.double()))
+            fits = direction.numel() == self.picture.tensor.numel()
+            if not fits or not (length > 0 and math.isfinite(length)):
+                raise InputError(
+                    f"directions: expected {self.picture.tensor.numel()} finite values that are "
+                    f"not all 0, got shape {tuple(direction.shape)} of length {length:g} at place "
+                    f"{number}"
+                )
         if self.spectrum.num_pixels != self.picture.tensor.numel():
             raise InputError(
                 f"spectrum: expected distortions of {self.picture.tensor.numel()} values, as the "
@@ -226,16 +240,23 @@ def distortions(
         stem = f"{slug(source.picture.name)}-{slug(source.name)}"
         for place in _places(source, settings):
             yield _pair(source, place, stem, names)
+        shape = source.picture.tensor.shape[1:]
+        given = [d.detach().cpu().double().reshape(shape) for d in source.directions]
+        stem = slug(source.picture.name)
+        yield from _directions(source, observer, "principal", given, names, stem)
         picture = str(source.picture.record["sha256"])
         if picture in drawn:  # the same controls for every model
             continue
         drawn.add(picture)
-        yield from _controls(source, observer, settings, names)
+        random = _controls(source, settings)
+        yield from _directions(source, observer, "control", random, names, stem)
 
 
 def _places(source: Source, settings: Settings) -> list[int]:
     spectrum = source.spectrum
     index = [int(i) for i in spectrum.eigenindex]
+    if settings.pairs == ("none",):
+        return []
     if "all" in settings.pairs:
         return list(range(len(index)))
     found: list[int] = []
@@ -275,11 +296,8 @@ def _pair(source: Source, place: int, stem: str, names: _Names) -> Distortion:
     )
 
 
-def _controls(
-    source: Source, observer: Observer, settings: Settings, names: _Names
-) -> Iterator[Distortion]:
-    if not settings.controls:
-        return
+def _controls(source: Source, settings: Settings) -> list[Tensor]:
+    """Return random directions of the perturbations considered, the same at every call."""
     picture = source.picture.tensor
     shape = tuple(picture.shape[1:])
     text = f"{settings.seed} {source.picture.record['sha256']} {source.perturbations}"
@@ -294,13 +312,28 @@ def _controls(
         else:
             z = torch.randn(coordinates.shape, generator=generator, dtype=torch.float64)
             e = coordinates.embed(z).reshape(shape)
-        found.append(e / torch.linalg.vector_norm(e))
-    values = observer.information(picture, torch.stack(found)).tolist()
-    for number, (e, value) in enumerate(zip(found, values, strict=True)):
+        found.append(e)
+    return found
+
+
+def _directions(
+    source: Source,
+    observer: Observer,
+    pair: str,
+    directions: Sequence[Tensor],
+    names: _Names,
+    stem: str,
+) -> Iterator[Distortion]:
+    """Yield directions that are no pairs of the source, of unit norm, with their uᵀFu."""
+    if not directions:
+        return
+    unit = [e / torch.linalg.vector_norm(e) for e in directions]
+    values = observer.information(source.picture.tensor, torch.stack(unit)).tolist()
+    for number, (e, value) in enumerate(zip(unit, values, strict=True)):
         yield Distortion(
-            name=names.take(f"{slug(source.picture.name)}-control-{number}"),
+            name=names.take(f"{stem}-{pair}-{number}"),
             source=source,
-            pair="control",
+            pair=pair,
             index=number,
             e=e,
             eigenvalue=value,
