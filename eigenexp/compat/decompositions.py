@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ __all__ = [
     "Sketch",
     "assemble",
     "exact_spectrum",
+    "measured_spectrum",
     "randomized_spectrum",
     "residual_status",
     "sketch_products",
@@ -38,12 +40,11 @@ def exact_spectrum(jacobian: Tensor, image_shape: tuple[int, ...], tol: float) -
     # decomposition's, which runs in float64.
     bounds = perturbation_bounds(values, torch.finfo(jacobian.dtype).eps * scale**0.5)
     bounds += n**0.5 * torch.finfo(torch.float64).eps * scale
-    return Spectrum(
-        eigenvalues=values.to(jacobian.dtype),
-        eigenvectors=rows.to(jacobian.dtype).reshape(n, *image_shape),
-        eigenindex=torch.arange(n, device=jacobian.device),
-        residuals=bounds.to(jacobian.dtype),
-        error_bounds=bounds.to(jacobian.dtype),
+    rows, values, bounds = (tensor.to(jacobian.dtype) for tensor in (rows, values, bounds))
+    return measured_spectrum(
+        RitzPairs(values, rows.mT, bounds),
+        torch.arange(n),
+        rows.reshape(n, *image_shape),
         status=(PairStatus.CONVERGED,) * n,
         stop_reason=StopReason.CONVERGED,
         scale=scale,
@@ -134,6 +135,30 @@ def residual_status(
     )
 
 
+def measured_spectrum(pairs: RitzPairs, index: Tensor, pictures: Tensor, **facts: Any) -> Spectrum:
+    """Return a spectrum of measured pairs: nothing but their residuals bounds their errors.
+
+    Parameters
+    ----------
+    pairs
+        In the order in which the spectrum is to have them.
+    index
+        ``(k,)``: places in the whole spectrum.
+    pictures
+        ``(k, *image_shape)``: their vectors.
+    facts
+        The fields of :class:`~eigenexp.Spectrum` that measuring does not tell.
+    """
+    return Spectrum(
+        eigenvalues=pairs.values,
+        eigenvectors=pictures,
+        eigenindex=index.to(pairs.values.device),
+        residuals=pairs.residuals,
+        error_bounds=pairs.residuals,
+        **facts,
+    )
+
+
 def assemble(
     ends: list[RitzPairs],
     indices: list[Tensor],
@@ -159,12 +184,10 @@ def assemble(
         pairs = RitzPairs(pairs.values[order], pairs.vectors[:, order], pairs.residuals[order])
     status = residual_status(pairs, places, rank_bound, scale, tol)
     done = all(s is not PairStatus.UNCONVERGED for s in status)
-    return Spectrum(
-        eigenvalues=pairs.values,
-        eigenvectors=pairs.vectors.T.reshape(-1, *image_shape).contiguous(),
-        eigenindex=places.to(pairs.values.device),
-        residuals=pairs.residuals,
-        error_bounds=pairs.residuals,
+    return measured_spectrum(
+        pairs,
+        places,
+        pairs.vectors.T.reshape(-1, *image_shape).contiguous(),
         status=status,
         stop_reason=StopReason.CONVERGED if done else StopReason.MAX_PRODUCTS,
         scale=scale,

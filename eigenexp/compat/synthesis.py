@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eigenexp.compat import files as synthesis_files
 from eigenexp.compat.checks import Owner, check
-from eigenexp.compat.decompositions import residual_status
+from eigenexp.compat.decompositions import measured_spectrum, residual_status
 from eigenexp.compat.early_products import SHORT_CALL, early_products
 from eigenexp.compat.orthogonal_iteration import RitzPairs
 from eigenexp.compat.state import State
@@ -199,12 +199,10 @@ class Synthesis:
         residuals = torch.linalg.vector_norm(images - columns * values, dim=0)
         scale = float(values.max())
         pairs = RitzPairs(values, columns, residuals)
-        return Spectrum(
-            eigenvalues=values,
-            eigenvectors=vectors,
-            eigenindex=index,
-            residuals=residuals,
-            error_bounds=residuals,
+        return measured_spectrum(
+            pairs,
+            index,
+            vectors,
             status=residual_status(pairs, index, self.operator.rank_bound, scale, 1e-3),
             stop_reason=StopReason.RUNNING,
             scale=scale,

@@ -180,10 +180,6 @@ class Senders:
         """Whether processes are kept from run to run."""
         return self._stay
 
-    def stay(self) -> None:
-        """Keep processes from run to run until this process ends."""
-        self._stay = True
-
     def _settle(self) -> None:
         end = time.monotonic() + _SETTLE_SECONDS
         # Every one is asked, so that each says where it stays.
