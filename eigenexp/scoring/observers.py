@@ -23,6 +23,8 @@ __all__ = ["Observer", "Separation", "expected_covariance", "fitting_gain", "sep
 Array = NDArray[np.float64]
 
 LAPSES = 0.01
+_MOST_DEVIATION = 0.75
+"""Nats: what is known less well is a threshold that the answers do not tell."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def _log(values: Array) -> Array:
 def fitting_gain(design: Design, prediction: Prediction) -> float:
     """Return the gain of an observer for whom the levels were chosen well.
 
-    The one at which the distortion that the answers tell least about is told about most.
+    The one at which the answers tell most about the thresholds, each counted by the logarithm of
+    its information: what no gain brings into the levels shown does not decide.
 
     Raises
     ------
@@ -84,11 +87,11 @@ def fitting_gain(design: Design, prediction: Prediction) -> float:
     log_d = _log(prediction.d_primes)
     finite = log_d[np.isfinite(log_d) & (log_d > -600)]
     gains = np.arange(-finite.max() - 2, -finite.min() + 3, 0.05)
-    told = np.full(len(gains), np.inf)
+    told = np.zeros(len(gains))
     for name in names:
         places = design.places(name)
         information = _information(curve, log_d[places][None, :] + gains[:, None], LAPSES)
-        told = np.minimum(told, information.mean(axis=1))
+        told += np.log(information.mean(axis=1) + 1e-3)
     return float(np.exp(gains[int(told.argmax())]))
 
 
@@ -279,8 +282,13 @@ def _separate(
     responses = [log_responses(design, one.prediction) for one in rivals]
 
     def distances(trials: float) -> Array:
-        precision = np.asarray(np.linalg.inv(expected_covariance(design, true, names, trials)))
-        return np.array([_distance(thresholds, precision, names, r) for r in responses])
+        covariance = expected_covariance(design, true, names, trials)
+        told = np.flatnonzero(np.diag(covariance) < _MOST_DEVIATION**2)
+        if len(told) < 2:
+            return np.zeros(len(rivals))
+        precision = np.asarray(np.linalg.inv(covariance[np.ix_(told, told)]))
+        some = [names[i] for i in told]
+        return np.array([_distance(thresholds[told], precision, some, r) for r in responses])
 
     def missed(trials: float) -> float:
         return float(ndtr(-distances(trials) / 2).sum())
