@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from eigenexp.errors import EigenexpError, RunNotFoundError
+from eigenexp.errors import EigenexpError, InputError, RunNotFoundError
 from eigenexp.runs.folder import RunFolder
 
 __all__ = ["delete_run"]
@@ -36,7 +36,12 @@ def _remove(place: Path) -> None:
     if place.is_symlink():
         place.unlink()
     elif place.is_dir():
-        shutil.rmtree(place)
+        try:
+            shutil.rmtree(place)
+        except OSError as error:
+            raise InputError(
+                f"{place}: expected a folder that can be deleted, got {error.strerror or error}"
+            ) from error
 
 
 def _mark(run: RunFolder) -> str:

@@ -80,18 +80,23 @@ class RunFolder:
         Raises
         ------
         CheckpointError
-            When another process holds it.
+            When another process holds it, or its folder cannot be written.
         """
         from filelock import FileLock, Timeout
 
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._lock_path)
         try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=_LOCK_SECONDS, poll_interval=0.02)
         except Timeout as error:
             raise CheckpointError(
                 f"run {self.run_id}: expected a run that nobody works on, got one that another "
                 "process is solving; wait for it, or stop it first"
+            ) from error
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.checkpoints}: expected a folder that can be written, got "
+                f"{error.strerror or error}"
             ) from error
         return self._released(lock)
 

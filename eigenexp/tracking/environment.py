@@ -26,6 +26,7 @@ def quiet_mlflow() -> None:
         os.environ.setdefault(key, value)
     # It prints the whole text of an error that it raises, too: whoever catches that tells it.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each try of several
 
 
 def scrub_mlflow() -> None:

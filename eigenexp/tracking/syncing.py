@@ -110,6 +110,9 @@ def _sync_one(spool: Spool) -> SyncReport:
         state = spool.read_state()
         problem = printable(state.error or "its own process is sending it")
         return SyncReport(local_id, state.run_id, state.points, False, problem, state.rejected)
+    except OSError as error:
+        problem = f"{spool.folder} cannot be written: {error.strerror or one_line(error)}"
+        return SyncReport(local_id, None, 0, False, printable(problem))
 
 
 def _deliver(spool: Spool) -> SyncReport:

@@ -94,3 +94,11 @@ def test_somebody_who_looks_keeps_nobody_from_taking_the_run(tmp_path: Path) -> 
     threading.Timer(0.2, look.release).start()
     with run.hold():
         pass
+
+
+def test_a_run_whose_folder_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, "abc")
+    run.write_record(status="FINISHED")
+    (run.checkpoints / ".lock").mkdir()
+    with pytest.raises(CheckpointError, match="expected a folder that can be written"), run.hold():
+        pass

@@ -449,3 +449,14 @@ def test_a_server_cannot_name_any_folder_of_this_machine(store, monkeypatch, uri
     monkeypatch.setattr(store.client, "get_run", lambda _: run)
     with pytest.raises(TrackingError, match="nothing is written there"):
         store.local_artifacts(run_id)
+
+
+def test_a_spool_that_cannot_be_locked_is_told_and_hinders_no_other(root, store):
+    """As on a file system that can only be read."""
+    locked, other = fill(new_spool(store), range(3)), fill(new_spool(store), range(3))
+    (locked.folder / "lock").mkdir()
+    reports = {report.local_id: report for report in sync(root)}
+    told = reports[locked.meta["local_id"]]
+    assert not told.complete
+    assert "cannot be written" in str(told.problem)
+    assert reports[other.meta["local_id"]].complete
