@@ -106,32 +106,37 @@ class Surrogates:
 
 def fit_surrogates(
     space: SharedSpace,
-    s: Form,
+    front: Form,
     places: Sequence[int],
     shape: tuple[int, ...] | None,
     previous: Surrogates | None = None,
+    each: Sequence[ModulatedConvolution] | None = None,
 ) -> Surrogates | None:
     """Fit surrogates to the vectors of the space at ``places``; None where nothing fits.
 
     Parameters
     ----------
-    s
-        The form that ``front`` stands for.
+    front
+        The form that the surrogate in front stands for.
     shape
         ``(C, H, W)`` of a picture, or None.
+    previous
+        Surrogates to improve on.
+    each
+        Those of the operators, where they are to stay as they are.
     """
     if shape is None or len(shape) < 2 or math.prod(shape) != space.n:
         return None
     at = list(places)
     v = space.basis[:, at]
-    each: list[ModulatedConvolution] = []
-    for i in range(space.count):
+    own: list[ModulatedConvolution] = [] if each is None else list(each)
+    for i in range(len(own), space.count):
         before = None if previous is None else previous.each[i]
         fitted = fit_surrogate(v, space.products(i)[:, at], shape, before)
         if fitted is None:
             return None
-        each.append(fitted)
+        own.append(fitted)
     eye = torch.eye(space.size, dtype=torch.float64)[:, at]
-    image = s.times(space, eye).to(v)
-    front = fit_surrogate(v, image, shape, None if previous is None else previous.front)
-    return None if front is None else Surrogates(each, front)
+    image = front.times(space, eye).to(v)
+    found = fit_surrogate(v, image, shape, None if previous is None else previous.front)
+    return None if found is None else Surrogates(own, found)

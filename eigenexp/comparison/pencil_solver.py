@@ -34,6 +34,7 @@ from eigenexp.comparison.pencil_state import (
     Side,
 )
 from eigenexp.comparison.scaling import scale_direction, scale_errors
+from eigenexp.comparison.space import SharedSpace
 from eigenexp.eigensolvers.certificates.bounds import upper_bounds
 from eigenexp.eigensolvers.certificates.witness import trace_limit
 from eigenexp.errors import InputError, ModelError
@@ -45,7 +46,7 @@ PROBES = 6
 """Random vectors that the surrogates are fitted to."""
 REFITS = (16, 32, 64)
 """Sizes of the space at which they are fitted again."""
-SCALE_TOL = 1e-7
+SCALE_TOL = 2e-6
 """Relative error of λmax, as estimated, at which it is taken for the scale."""
 FINER = 24
 """Steps by which a proved edge is moved towards the nearest Ritz value, each half the way."""
@@ -134,6 +135,19 @@ class PencilSolver(ComparisonSolver):
         state.probes, state.first, state.started = list(own.probes), own.first.clone(), True
         further._judge()
         return further
+
+    def take_space(self, space: SharedSpace, places: tuple[int, int]) -> None:
+        """Begin with a copy of another space, of whose operators two are compared."""
+        saved, at = space.export(), list(places)
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        for name in ("products", "projected"):
+            saved[name] = saved[name][at]
+        self.space.restore(saved, like)
+        state = self._state
+        state.probes, state.started = list(range(min(PROBES, self.space.size))), True
+        state.first = torch.zeros(self.space.size, dtype=torch.float64)
+        self._fit()
+        self._judge()
 
     # -- the pencil ----------------------------------------------------------------------------
 
@@ -285,6 +299,8 @@ class PencilSolver(ComparisonSolver):
 
     def _check_differ(self) -> None:
         """Refuse operators of which one is a multiple of the other, which random vectors tell."""
+        if self.settings.alike:
+            return
         a, b = (self.space.products(i).double() for i in range(2))
         share = float((a * b).sum() / b.square().sum())
         if share > 0 and float((a - share * b).norm()) <= 10 * self.floor * float(a.norm()):

@@ -54,6 +54,8 @@ class PencilSettings:
         scales' bounds together.
     basis_size
         Vectors of the search space at the most; None: what 1 GiB holds.
+    alike
+        Whether one operator may be a multiple of the other; refused otherwise.
     """
 
     n: int
@@ -69,6 +71,7 @@ class PencilSettings:
     max_products: int | None = None
     miss_chance: float | None = MISS_CHANCE
     basis_size: int | None = None
+    alike: bool = False
 
     def __post_init__(self) -> None:
         if self.n < 1:

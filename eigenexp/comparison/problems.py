@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from eigenexp.errors import InputError, InputTypeError, ModelError
 from eigenexp.operators import FisherOperator
 from eigenexp.operators.noise import Noise
-from eigenexp.operators.protocol import FisherLike, Problem
+from eigenexp.operators.protocol import FisherLike, Problem, Request
 
-__all__ = ["Compared", "operators_of", "picture_tensor"]
+__all__ = ["Compared", "IdentityOperator", "operators_of", "picture_tensor", "traces"]
 
 
 class Compared:
@@ -62,6 +63,10 @@ class Compared:
         """The noise of each, in words."""
         return tuple(operator.problem.noise for operator in self.operators)
 
+    def only(self, *places: int) -> Compared:
+        """Return the comparison of some of the operators."""
+        return Compared([self.operators[i] for i in places])
+
     def products(self, block: Tensor) -> list[Tensor]:
         """Return F_i V, ``(n, b)`` each."""
         return [operator.apply(block)[0] for operator in self.operators]
@@ -86,6 +91,24 @@ class Compared:
             found: Tensor = self.problem.embedding.pictures(vectors)
             return found
         return vectors.mT.reshape(-1, *self.problem.picture_shape)
+
+
+class IdentityOperator:
+    """F = I: what one model alone is compared with.
+
+    Parameters
+    ----------
+    like
+        The problem of that model.
+    """
+
+    def __init__(self, like: Problem) -> None:
+        self.problem = replace(like, rank_bound=like.n, start=None, noise="identity")
+
+    def apply(self, block: Tensor, request: Request = "fisher") -> tuple[Tensor, Tensor | None]:
+        """Return the block itself."""
+        del request
+        return block.clone(), None
 
 
 def picture_tensor(picture: Any) -> Tensor:

@@ -12,6 +12,8 @@ from eigenexp.eigensolvers.certificates.witness import Evidence, largest_trace, 
 
 __all__ = ["scale_direction", "scale_errors"]
 
+CLUSTER = 0.03
+"""Relative gap below which two values count as one: which of them is found hardly matters."""
 STEPS = 40
 """Relative excesses that are tried, each a third of the one before."""
 
@@ -19,7 +21,8 @@ STEPS = 40
 def scale_direction(space: SharedSpace, tol: float) -> Tensor | None:
     """Return the residual of the top pair that is known least, ``(n, 1)``; None: all are known.
 
-    A Ritz value is off by about ‖r‖²/gap, with the gap to the next one.
+    A Ritz value is off by about ‖r‖²/gap, with the gap to the next one; an estimate, as the bound
+    is had from :func:`scale_errors`.
     """
     worst, direction = tol, None
     for i in range(space.count):
@@ -32,7 +35,7 @@ def scale_direction(space: SharedSpace, tol: float) -> Tensor | None:
         r = r - top * (space.basis.double() @ c.to(space.basis.device))
         size = float(r.norm()) / top
         gap = (top - float(values[-2])) / top if len(values) > 1 else 0.0
-        error = min(size, size * size / max(gap, 1e-300))
+        error = min(size, size * size / max(gap, CLUSTER))
         if error > worst and size > 10 * space.eps:
             worst, direction = error, r
     return None if direction is None else direction.to(space.basis)
