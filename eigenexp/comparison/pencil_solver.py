@@ -410,7 +410,7 @@ class PencilSolver(ComparisonSolver):
         value = float(self._ritz(side)[0][count - 1])
         slack = self._slack()
         if self.settings.ratio_tol is not None:
-            slack = min(slack, max(0.25 * self.settings.ratio_tol * (1 - value), 1e-13))
+            slack = max(self.settings.ratio_tol * (1 - value) / 2, self._rounding())
         return value + slack
 
     def _judge_guard(self) -> None:
@@ -427,11 +427,15 @@ class PencilSolver(ComparisonSolver):
                 state.probe = torch.zeros(0, dtype=torch.float64)
                 state.suspect = []
                 return
+            own = state.sides[place]
+            if own.edge <= edge:
+                continue
             bound, suspect = found.largest(edge, limit)
             if bound > limit:
                 worst = max(worst, (bound / limit, side, suspect))
+                self._approach(found, own, edge, limit)
             else:
-                state.sides[place].edge = edge
+                own.edge = edge
         if worst[0] > 1.0:
             state.suspect = [float(worst[1]), worst[2]]
             return
@@ -442,6 +446,20 @@ class PencilSolver(ComparisonSolver):
         state.proved = True
         state.probe = torch.zeros(0, dtype=torch.float64)
         self._finish()
+
+    def _approach(self, found: Exclusion, own: Side, edge: float, limit: float) -> None:
+        """Note a farther edge beyond which nothing is, while the wanted one is not reached.
+
+        All edges of a side stand on the trace of one vector, so that they cost no further chance.
+        """
+        if self.settings.ratio_tol is None or self.space.size % 4:  # a look costs time
+            return
+        for _ in range(3):
+            last = min(own.edge, 1.0)
+            closer = edge + (last - edge) / 4
+            if closer <= edge or found.largest(closer, limit)[0] > limit:
+                return
+            own.edge = closer
 
     def _finest(self, found: Exclusion, edge: float, limit: float) -> float:
         nearest = float(found.values[0])
@@ -484,7 +502,7 @@ class PencilSolver(ComparisonSolver):
         values, k = values[:k], min(k, len(values))
         if self.is_whole:
             return torch.full((k,), self._rounding(), dtype=torch.float64)
-        if not self._state.proved or own.edge == float("inf"):
+        if own.edge == float("inf"):
             return torch.full((k,), float("inf"), dtype=torch.float64)
         m, s, delta = self._m(side), self._s(), self.settings.delta
         count = own.frozen.shape[1]

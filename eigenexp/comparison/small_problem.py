@@ -69,8 +69,8 @@ def best_pair(matrices: Tensor, projector: Tensor, starts: Sequence[Tensor]) -> 
         if reached.fun < best:
             best, found = reached.fun, reached.x.reshape(2, m)
     pair = torch.from_numpy(np.array(found))
-    unit: Tensor = pair / pair.norm(dim=1, keepdim=True)
-    return unit
+    reached_pair: Tensor = pair / pair.norm(dim=1, keepdim=True)
+    return reached_pair
 
 
 def ritz_starts(matrices: Tensor) -> list[Tensor]:
