@@ -13,11 +13,20 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from eigenexp.callbacks import GracefulStop
 from eigenexp.checkpoints.files import Checkpoint
 from eigenexp.checkpoints.lightning_io import AtomicCheckpointIO
-from eigenexp.errors import CheckpointError, ConfigError, ModelError, summary
+from eigenexp.errors import (
+    CheckpointError,
+    ConfigError,
+    EigenexpError,
+    ModelError,
+    one_line,
+    summary,
+)
 from eigenexp.experiments.building import build_trainer
 from eigenexp.experiments.schema import FitConfig
 from eigenexp.modules.eigendistortion import EigendistortionModule
@@ -110,6 +119,28 @@ def _check_kinds(checkpoint: Checkpoint) -> None:
             )
 
 
+def _tell_unmonitored(trainer: L.Trainer) -> None:
+    """Warn of a person's checkpoints that waited for a metric nobody logs: Lightning says none."""
+    there = sorted(trainer.callback_metrics)
+    for callback in trainer.checkpoint_callbacks:
+        wanted = callback.monitor if isinstance(callback, ModelCheckpoint) else None
+        if wanted is not None and wanted not in there:
+            log.warning(
+                "ModelCheckpoint(monitor=%r) saved nothing: expected one of %s",
+                wanted,
+                ", ".join(there),
+            )
+
+
+def _is_lightnings_own(error: BaseException) -> bool:
+    """Whether Lightning raised it itself: a setting it refuses, a metric that nobody logs."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return name.startswith("lightning.pytorch.")
+
+
 def fit_to_the_end(
     trainer: L.Trainer,
     module: L.LightningModule,
@@ -147,14 +178,17 @@ def fit_to_the_end(
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
             raise
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+        except (MisconfigurationException, RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                raise ModelError(
+                    f"memory: expected room for the solve, got none left ({summary(error)}); go on "
+                    "from the last checkpoint with operator.recompute=true, a smaller picture, or "
+                    "on a machine with more"
+                ) from error
+            if isinstance(error, EigenexpError) or not _is_lightnings_own(error):
                 raise
-            raise ModelError(
-                f"memory: expected room for the solve, got none left ({summary(error)}); go on "
-                "from the last checkpoint with operator.recompute=true, a smaller picture, or on a "
-                "machine with more"
-            ) from error
+            raise ConfigError(f"callbacks or trainer: {one_line(error)}") from error
+    _tell_unmonitored(trainer)
     if mlflow is not None:
         stop.over(partial(mlflow.limit, stop.patience))
     if stop.exit_code:

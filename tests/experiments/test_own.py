@@ -121,6 +121,21 @@ def test_a_wrong_class_leaves_no_run(overrides: list[str], words: str, in_tmp: P
     assert list_runs(in_tmp / "mlruns") == []
 
 
+def test_a_metric_that_nobody_logs_is_told(in_tmp: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kind = "+callbacks.mine._target_=lightning.pytorch.callbacks"
+    given = [*SMALL, f"{kind}.EarlyStopping", "+callbacks.mine.monitor=nothing"]
+    with pytest.raises(ConfigError, match=r"nothing.*worst_residual") as caught:
+        fit(compose_config([*given, "+trainer.limit_train_batches=2"]), say=lambda _: None)
+    assert "\n" not in str(caught.value)
+    (run,) = list_runs(in_tmp / "mlruns")
+    assert run.read_record()["status"] == "FAILED"
+    given = [*SMALL, f"{kind}.ModelCheckpoint", "+callbacks.mine.monitor=nothing"]
+    with caplog.at_level("WARNING", "eigenexp.experiments.session"):
+        fit(compose_config([*given, "+callbacks.mine.every_n_train_steps=1"]), say=lambda _: None)
+    assert "monitor='nothing') saved nothing: expected one of" in caplog.text
+    assert "worst_residual" in caplog.text
+
+
 # -- a model of one's own --------------------------------------------------------------------------
 
 NET = """
