@@ -5,6 +5,7 @@ ask/tell solvers behind them.
 """
 
 from eigenexp.comparison.base import ComparisonSolver
+from eigenexp.comparison.distances import Distances, distances
 from eigenexp.comparison.pencil import Pencil, pencil, pencil_of, solve_pencil
 from eigenexp.comparison.pencil_solver import PencilSolver
 from eigenexp.comparison.pencil_state import PencilPairs, PencilSettings
@@ -27,6 +28,7 @@ from eigenexp.comparison.problems import Compared, IdentityOperator, operators_o
 __all__ = [
     "Compared",
     "ComparisonSolver",
+    "Distances",
     "IdentityOperator",
     "LogRatioBounds",
     "Pencil",
@@ -38,6 +40,7 @@ __all__ = [
     "PrincipalSettings",
     "PrincipalSolver",
     "bound_log_ratios",
+    "distances",
     "operators_of",
     "pencil",
     "pencil_of",
