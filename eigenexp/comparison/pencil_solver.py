@@ -351,10 +351,16 @@ class PencilSolver(ComparisonSolver):
         if state.proved:
             self._finish()
             return
-        if self.settings.miss_chance is None or not self.settings.delta > 0:
+        if self.settings.miss_chance is None:
             self._stop_reason = StopReason.UNVERIFIED
-            return
-        self._freeze()
+        elif self.settings.delta > 0:
+            self._freeze()
+        elif self.n <= self.basis_size:
+            # Nothing but S itself shows that it is not singular.
+            missing = self._randn(self.n, self.n - self.space.size)
+            self._pending = self.space.fresh(missing, self._randn)
+        else:
+            self._stop_reason = StopReason.UNVERIFIED
 
     def _freeze(self) -> None:
         """Freeze U on both sides, then draw g."""

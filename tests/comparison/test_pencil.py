@@ -93,8 +93,11 @@ def test_bad_input_is_one_line() -> None:
         assert "\n" not in str(told.value)
     null = directions(12, 1, 0)
     blind = operators(semidefinite(12, 11, 0, null), semidefinite(12, 11, 1, null))
-    with pytest.raises(InputError, match="singular"):
-        pencil(*blind, delta=0.0)
+    for seed in range(4):
+        with pytest.raises(InputError, match="singular"):
+            pencil(*blind, delta=0.0, seed=seed)
+    whole = pencil(a, b, delta=0.0)
+    assert all(status == ee.PairStatus.CONVERGED for status in whole.status)
 
 
 def test_products_are_checked() -> None:

@@ -262,6 +262,7 @@ import torch
 class Unseeded(torch.nn.Module):
     def __init__(self):
         super().__init__()
+        torch.seed()  # what a model of one's own may do, whatever seed it is built under
         self.filters = torch.nn.Conv2d(1, 4, 5)
 
     def forward(self, x):

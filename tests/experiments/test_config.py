@@ -12,6 +12,8 @@ from eigenexp.experiments.config import compose_config, options, override_config
 GROUPS = ("model", "image", "solver", "trainer", "logger", "callbacks", "experiment")
 MANDATORY = {
     ("model", "custom"): ["model._target_=torch.nn.Identity"],
+    ("model", "timm"): ["model.name=resnet18"],
+    ("model", "torchvision"): ["model.name=resnet18"],
     ("image", "file"): ["image.source=cat.png"],
 }
 
