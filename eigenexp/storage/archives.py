@@ -31,7 +31,10 @@ def archive_fault(file: IO[bytes]) -> str | None:
         size = file.seek(0, os.SEEK_END)
         if not zipfile.is_zipfile(file):
             file.seek(place)
-            return None if file.read(1) in (b"", b"\x80") else "neither an archive nor a pickle"
+            start = file.read(2)
+            if start == b"PK":
+                return "an archive that is cut short"
+            return None if start[:1] in (b"", b"\x80") else "neither an archive nor a pickle"
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
