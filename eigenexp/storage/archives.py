@@ -30,7 +30,7 @@ def archive_fault(file: IO[bytes]) -> str | None:
     try:
         size = file.seek(0, os.SEEK_END)
         if not zipfile.is_zipfile(file):
-            file.seek(place)
+            file.seek(0)
             start = file.read(2)
             if start == b"PK":
                 return "an archive that is cut short"
