@@ -29,6 +29,7 @@ NAMES = {
     "skimage": "scikit-image",
     "PIL": "pillow",
     "hydra": "hydra-core",
+    "psychopy": "psychopy-lib",
 }
 """Distributions of modules that others install a part of too, or that may be missing here."""
 INSTALLED = metadata.packages_distributions()
