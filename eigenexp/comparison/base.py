@@ -13,16 +13,15 @@ and a run that is saved after any ``tell`` ends in the same bits.
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from eigenexp.comparison.space import SharedSpace
-from eigenexp.eigensolvers.numerics import rounding_floor
+from eigenexp.eigensolvers.numerics import check_numbers, rounding_floor
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ProductError
 from eigenexp.spectrum import StopReason
 from eigenexp.storage.plain import plain
@@ -123,16 +122,7 @@ class ComparisonSolver(abc.ABC):
                     f"tell: expected products of shape {tuple(block.shape)}, as asked, got "
                     f"{tuple(image.shape)} of operator {i}"
                 )
-            if image.dtype != block.dtype or image.device != block.device:
-                raise ProductError(
-                    f"tell: expected products in {block.dtype} on {block.device}, got "
-                    f"{image.dtype} on {image.device} of operator {i}"
-                )
-            if not math.isfinite(float(image.sum())) and not bool(torch.isfinite(image).all()):
-                raise ProductError(
-                    f"tell: expected finite products, got NaN or inf of operator {i}; the last "
-                    "good state is kept"
-                )
+            check_numbers(image, block, f" of operator {i}")
         self.space.grow(block, products)
         self._num_products += self.count * block.shape[1]
         self._pending = None
@@ -160,6 +150,19 @@ class ComparisonSolver(abc.ABC):
     def is_whole(self) -> bool:
         """Whether the search space holds every vector."""
         return self.space.size >= self.n
+
+    def _with_space(self, settings: Mapping[str, Any]) -> Self:
+        """Return a solver of the same operators with other settings, in a copy of the space."""
+        further = type(self)(
+            **settings,
+            dtype=self.dtype,
+            device=self.device,
+            image_shape=self.image_shape,
+            start=self.start,
+            product_eps=self.eps,
+        )
+        further.space.restore(self.space.export())
+        return further
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -213,7 +216,7 @@ class ComparisonSolver(abc.ABC):
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         pending = state["pending"]
         self._pending = None if pending is None else pending.detach().to(like, copy=True)
-        self.space.restore(state["space"], like)
+        self.space.restore(state["space"])
         self._state.restore(state["state"], like)
         if any(saved.get(key) != own[key] for key in self.free):
             self._reopen()

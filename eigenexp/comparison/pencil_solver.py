@@ -115,21 +115,10 @@ class PencilSolver(ComparisonSolver):
     def at_delta(self, delta: float) -> PencilSolver:
         """Return a solver of the same pencil at another δ, in a copy of the space at hand."""
         settings = asdict(self.settings)
-        n = settings.pop("n")
         settings.update(delta=delta, scales=self.scales, seed=self.settings.seed + 1)
         if settings["floor"]:
             settings["floor"] *= delta / self.settings.delta
-        further = PencilSolver(
-            n,
-            **settings,
-            dtype=self.dtype,
-            device=self.device,
-            image_shape=self.image_shape,
-            start=self.start,
-            product_eps=self.eps,
-        )
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        further.space.restore(self.space.export(), like)
+        further = self._with_space(settings)
         state, own = further._state, self._state
         state.surrogates, state.refits = own.surrogates, list(own.refits)
         state.probes, state.first, state.started = list(own.probes), own.first.clone(), True
@@ -139,10 +128,9 @@ class PencilSolver(ComparisonSolver):
     def take_space(self, space: SharedSpace, places: tuple[int, int]) -> None:
         """Begin with a copy of another space, of whose operators two are compared."""
         saved, at = space.export(), list(places)
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
         for name in ("products", "projected"):
             saved[name] = saved[name][at]
-        self.space.restore(saved, like)
+        self.space.restore(saved)
         state = self._state
         state.probes, state.started = list(range(min(PROBES, self.space.size))), True
         state.first = torch.zeros(self.space.size, dtype=torch.float64)

@@ -179,16 +179,7 @@ class PrincipalSolver(ComparisonSolver):
     def at_ridge(self, ridge: float) -> PrincipalSolver:
         """Return a solver of the same models at another ridge, in a copy of the space at hand."""
         settings = {**asdict(self.settings), "ridge": ridge, "seed": self.settings.seed + 1}
-        further = PrincipalSolver(
-            **settings,
-            dtype=self.dtype,
-            device=self.device,
-            image_shape=self.image_shape,
-            start=self.start,
-            product_eps=self.eps,
-        )
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        further.space.restore(self.space.export(), like)
+        further = self._with_space(settings)
         state = further._state
         state.scales, state.started = list(self._state.scales), True
         state.surrogates, state.refits = self._state.surrogates, list(self._state.refits)

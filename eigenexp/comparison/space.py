@@ -175,9 +175,8 @@ class SharedSpace:
             "projected": self.projected.clone(),
         }
 
-    def restore(self, saved: Mapping[str, Any], like: Tensor) -> None:
+    def restore(self, saved: Mapping[str, Any]) -> None:
         """Take up what :meth:`export` returned."""
-        del like
         basis, products = saved["basis"], saved["products"]
         self.size = 0
         self._enlarge(max(len(basis), GROWTH))

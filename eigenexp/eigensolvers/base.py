@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from eigenexp.eigensolvers.numerics import rounding_floor, unit_of
+from eigenexp.eigensolvers.numerics import check_numbers, rounding_floor, unit_of
 from eigenexp.eigensolvers.progress import Progress
 from eigenexp.eigensolvers.settings import MISS_CHANCE, Settings, Which
 from eigenexp.errors import CheckpointError, InputError, InputTypeError, ProductError
@@ -226,17 +226,7 @@ class Eigensolver(abc.ABC):
                 f"tell: expected products of shape {tuple(block.shape)}, as asked, "
                 f"got {tuple(products.shape)}"
             )
-        if products.dtype != block.dtype or products.device != block.device:
-            raise ProductError(
-                f"tell: expected products in {block.dtype} on {block.device}, "
-                f"got {products.dtype} on {products.device}"
-            )
-        # One cheap pass: a sum is finite only where all is; where it overflowed, look closely.
-        if not math.isfinite(float(products.sum())) and not bool(torch.isfinite(products).all()):
-            raise ProductError(
-                "tell: expected finite products, got NaN or inf; the last good state is kept. "
-                "Look for 0/0 or sqrt(0) in the model at this picture, or solve in float64"
-            )
+        check_numbers(products, block)
 
     @property
     def done(self) -> bool:

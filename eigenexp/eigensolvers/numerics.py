@@ -11,6 +11,7 @@ from eigenexp.errors import ProductError
 
 __all__ = [
     "check_definite",
+    "check_numbers",
     "check_symmetric",
     "rounding_floor",
     "unit_of",
@@ -30,6 +31,34 @@ def rounding_floor(dtype: torch.dtype, n: int, product_eps: float = 0.0) -> floa
     own = float(torch.finfo(dtype).eps)
     floor = 4.0 * own * math.sqrt(math.sqrt(n))
     return max(floor, 2.0 * product_eps) if product_eps > own else floor
+
+
+def check_numbers(products: Tensor, block: Tensor, whose: str = "") -> None:
+    """Refuse told products of another dtype or device than their block, or with NaN or inf.
+
+    Parameters
+    ----------
+    products, block
+        What was told, and what was asked for.
+    whose
+        Words behind what was got, where several operators are told: ``" of operator 1"``.
+
+    Raises
+    ------
+    ProductError
+        Saying what was expected.
+    """
+    if products.dtype != block.dtype or products.device != block.device:
+        raise ProductError(
+            f"tell: expected products in {block.dtype} on {block.device}, "
+            f"got {products.dtype} on {products.device}{whose}"
+        )
+    # One cheap pass: a sum is finite only where all is; where it overflowed, look closely.
+    if not math.isfinite(float(products.sum())) and not bool(torch.isfinite(products).all()):
+        raise ProductError(
+            f"tell: expected finite products, got NaN or inf{whose}; the last good state is kept. "
+            "Look for 0/0 or sqrt(0) in the model at this picture, or solve in float64"
+        )
 
 
 def unit_of(largest: float, dtype: torch.dtype, *, squared: bool) -> float:
