@@ -192,12 +192,11 @@ def _show(options: argparse.Namespace) -> int:
         print(f"no result yet; go on with: eigenexp resume {run.run_id}")
         return 0
     say(f"\n{Spectrum.load(path)}\n")
-    amplitudes = _amplitudes(run)
+    amplitudes, card = _analyses(run)
     if amplitudes is not None:
         from eigenexp.analysis.amplitude_table import amplitude_lines
 
         say("\n".join([*amplitude_lines(amplitudes), ""]))
-    card = _card_record(run)
     if card is not None:
         from eigenexp.analysis.card_files import card_lines
 
@@ -207,25 +206,20 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _amplitudes(run: RunFolder) -> dict[str, Any] | None:
-    """Return the record of a run's finite amplitudes; None where there is none to read."""
+def _analyses(run: RunFolder) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return the records of a run's finite amplitudes and of its spectrum card, where whole."""
     from eigenexp.analysis.amplitude_table import read_amplitude
-    from eigenexp.errors import CheckpointError
-
-    try:
-        return read_amplitude(run.results)
-    except CheckpointError as error:
-        tell_error(error)
-        return None
-
-
-def _card_record(run: RunFolder) -> dict[str, Any] | None:
-    """Return the numbers of a run's spectrum card; None where there are none to read."""
     from eigenexp.analysis.card_files import read_card
+
+    return _whole(read_amplitude, run.results), _whole(read_card, run.results)
+
+
+def _whole(read: Callable[[Path], dict[str, Any] | None], folder: Path) -> dict[str, Any] | None:
+    """Return what a file of results holds; None, and a line, where it is damaged."""
     from eigenexp.errors import CheckpointError
 
     try:
-        return read_card(run.results)
+        return read(folder)
     except CheckpointError as error:
         tell_error(error)
         return None
@@ -243,8 +237,7 @@ def _run_facts(run: RunFolder) -> dict[str, Any]:
         facts["pictures"] = list(StudyFolder(run.results).records().values())
     elif path.is_file():
         facts["pairs"] = Spectrum.load(path).rows()
-        facts["amplitude"] = _amplitudes(run)
-        facts["card"] = _card_record(run)
+        facts["amplitude"], facts["card"] = _analyses(run)
     return facts
 
 

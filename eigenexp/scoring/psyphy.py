@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Sequence
@@ -14,13 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from eigenexp.errors import InputError
 from eigenexp.scoring.plane import PlaneAnswers
-from eigenexp.storage.regular import file_fault
+from eigenexp.storage.csv_files import read_csv
 
 __all__ = ["PsyphyTrials", "read_psyphy"]
 
 Array = NDArray[np.float64]
 
-_MOST_BYTES = 256 << 20
 _COLUMNS = (("ref", "probe"), ("ref", "comparison"), ("stimulus 0", "stimulus 1"))
 """Of the reference and the comparison, by version of psyphy."""
 
@@ -129,16 +127,7 @@ def read_psyphy(path: str | os.PathLike[str]) -> PsyphyTrials:
         When the table cannot be read, a column is missing, or a cell does not fit; names its line.
     """
     file = Path(path)
-    try:
-        fault = file_fault(file, _MOST_BYTES)
-        if fault is not None:
-            raise InputError(f"{file}: expected a table of psyphy, got {fault}")
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            columns = list(reader.fieldnames or [])
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: expected a table of psyphy as CSV; {error}") from error
+    columns, rows = read_csv(file, "a table of psyphy")
     named = next((pair for pair in _COLUMNS if set(pair) <= set(columns)), None)
     if named is None or "response" not in columns:
         raise InputError(

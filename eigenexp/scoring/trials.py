@@ -17,12 +17,11 @@ from eigenexp.scoring.counts import Counts
 from eigenexp.scoring.design import Design
 from eigenexp.stimuli.manifest import TRIAL_COLUMNS
 from eigenexp.storage.atomic import write_atomic
-from eigenexp.storage.regular import file_fault
+from eigenexp.storage.csv_files import read_csv
 
 __all__ = ["Answers", "Trial", "count_answers", "read_trials", "write_trials"]
 
 COLUMNS = (*TRIAL_COLUMNS, "response", "interval", "rt", "manifest")
-_MOST_BYTES = 256 << 20
 _CORRECT = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 
 
@@ -104,16 +103,7 @@ def read_trials(path: str | os.PathLike[str], design: Design) -> tuple[list[Tria
         When the table cannot be read, a column is missing, or no row of it can be used.
     """
     file = Path(path)
-    try:
-        fault = file_fault(file, _MOST_BYTES)
-        if fault is not None:
-            raise InputError(f"{file}: expected a table of trials, got {fault}")
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            columns = reader.fieldnames or []
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: expected a table of trials as CSV; {error}") from error
+    columns, rows = read_csv(file, "a table of trials")
     missing = [name for name in TRIAL_COLUMNS if name not in columns]
     if missing:
         raise InputError(
