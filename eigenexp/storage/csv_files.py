@@ -29,5 +29,7 @@ def read_csv(path: Path, what: str) -> tuple[list[str], list[dict[str, str | Non
         with path.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
             return list(reader.fieldnames or []), list(reader)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: expected {what} as CSV, got no such file") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: expected {what} as CSV; {error}") from error

@@ -28,6 +28,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         if fault is not None:
             raise CheckpointError(f"{path}: expected {what}, got {fault}")
         value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: expected {what}, got no such file") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected {what}, got a damaged file ({error})") from error
     if not isinstance(value, dict):
